@@ -1,0 +1,1 @@
+"""minids: from a working transformer to a working mini-DeepSeek."""

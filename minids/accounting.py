@@ -1,0 +1,72 @@
+"""Parameters, KV-cache bytes and training FLOPs from a configuration alone: no weight is allocated.
+
+Conventions, chosen so that the published figures come out:
+- parameters: without MTP modules, with the router's biases. `active` leaves out the routed experts that a token does
+  not visit, and the input embedding (a look-up multiplies nothing) unless the head is tied to it.
+- training FLOPs: 6 per active parameter, and 3 passes of attention over a causal window (half of S) at 2 FLOPs per
+  multiply-add for scores and values, in the expanded form (DeepSeek-V3 at the ISCA conference, table 2).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Parameters(NamedTuple):
+    """Number of parameters: all of them, and those that one token's forward pass multiplies with."""
+
+    total: int
+    active: int
+
+
+def parameters(cfg):
+    """Total and active parameters of `cfg`, without MTP modules."""
+    D, V = cfg.hidden_size, cfg.vocab_size
+    total = active = D  # the final norm
+    for index in range(cfg.num_hidden_layers):
+        shared = attention_parameters(cfg) + 2 * D
+        if cfg.is_moe_layer(index):
+            expert = 3 * D * cfg.moe_intermediate_size
+            bias = cfg.n_routed_experts if cfg.topk_method == "noaux_tc" else 0
+            shared += cfg.n_routed_experts * D + bias + cfg.n_shared_experts * expert
+            total += shared + cfg.n_routed_experts * expert
+            active += shared + cfg.num_experts_per_tok * expert
+        else:
+            dense = shared + 3 * D * cfg.intermediate_size
+            total, active = total + dense, active + dense
+    embeddings = 1 if cfg.tie_word_embeddings else 2
+    return Parameters(total + embeddings * V * D, active + V * D)
+
+
+def attention_parameters(cfg):
+    """Parameters of one attention layer, its inner norms and biases included."""
+    D, H = cfg.hidden_size, cfg.num_attention_heads
+    if cfg.attention != "mla":
+        return 2 * D * (H + cfg.kv_heads) * cfg.attention_head_dim
+    C, Q, R = cfg.kv_lora_rank, cfg.q_lora_rank, cfg.qk_rope_head_dim
+    query = Q * (D + 1 + H * cfg.qk_head_dim) if Q else D * H * cfg.qk_head_dim
+    latent = D * (C + R) + C + C * H * (cfg.qk_nope_head_dim + cfg.v_head_dim)
+    biases = (Q or 0) + C + R + D if cfg.attention_bias else 0
+    return query + latent + H * cfg.v_head_dim * D + biases
+
+
+def kv_elements_per_token(cfg):
+    """Numbers that the cache keeps for one token, over all layers: C+R each with MLA (V2 table 1), else K and V."""
+    if cfg.attention == "mla":
+        return cfg.num_hidden_layers * (cfg.kv_lora_rank + cfg.qk_rope_head_dim)
+    return cfg.num_hidden_layers * 2 * cfg.kv_heads * cfg.attention_head_dim
+
+
+def kv_bytes_per_token(cfg, dtype=torch.bfloat16):
+    """Bytes that the cache keeps for one token, over all layers, in `dtype`."""
+    return kv_elements_per_token(cfg) * dtype.itemsize
+
+
+def train_flops_per_token(cfg, seq_len=4096):
+    """Training FLOPs per token at `seq_len`: 6·N(active, with the head) + 3·L·H·(n+r+v)·S, causal."""
+    if cfg.attention == "mla":
+        widths = cfg.qk_head_dim + cfg.v_head_dim
+    else:
+        widths = 2 * cfg.attention_head_dim
+    attention = 3 * cfg.num_hidden_layers * cfg.num_attention_heads * widths * seq_len
+    return 6 * parameters(cfg).active + attention

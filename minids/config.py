@@ -1,0 +1,277 @@
+"""The model's configuration, in the hub's own field names.
+
+A hub `config.json` of the DeepSeek-V2/V3 family opens as it is (`ModelConfig.from_hf`) and goes back without loss
+(`to_hf`). Three presets are ours and can be trained here (tiny, small, base); five are published models.
+
+Letters in shapes, for the whole package:
+
+    B batch              T query positions      S key positions        D hidden_size
+    H heads              C kv_lora_rank         Q q_lora_rank          P qk_nope_head_dim
+    R qk_rope_head_dim   V v_head_dim (or the vocabulary, where no head is near)
+    E n_routed_experts   A num_experts_per_tok  F expert width         G K/V heads of GQA
+    M, N, K              sizes of a GEMM; in MoE, M is the number of dispatched rows (tokens × A)
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from minids.presets import PRESETS
+
+ARCHITECTURES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+SAME_ARCHITECTURE = {"deepseek_v2", "deepseek_v3", "kimi_k2", "minids"}  # model types whose checkpoints open here
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message names the field, its value and what was expected."""
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and switches of one model; every field that the hub has carries the hub's name.
+
+    `attention` is "mla", "gqa" or "mha"; a model with `n_routed_experts` 0 is dense. `hub` keeps the hub config
+    that was read, so that `to_hf` gives back every key of it. Raises ConfigError.
+    """
+
+    vocab_size: int = 2048
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    moe_intermediate_size: int = 64
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    attention: str = "mla"
+    head_dim: int = 0  # of "mha" and "gqa"; 0 means hidden_size / num_attention_heads
+    kv_lora_rank: int = 64
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int = 32
+    qk_rope_head_dim: int = 16
+    v_head_dim: int = 32
+    n_shared_experts: int = 1
+    n_routed_experts: int = 16
+    num_experts_per_tok: int = 4
+    first_k_dense_replace: int = 1
+    moe_layer_freq: int = 1
+    n_group: int = 1
+    topk_group: int = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
+    aux_loss_alpha: float = 0.0001  # sequence-wise balance loss, V3 eq. 17
+    num_nextn_predict_layers: int = 0
+    max_position_embeddings: int = 4096
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    hub: dict | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        validate(self)
+
+    @classmethod
+    def preset(cls, name, **changes):
+        """The configuration called `name` (see PRESETS), with `changes` applied; raises ConfigError for another name."""
+        if name not in PRESETS:
+            raise ConfigError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+    @classmethod
+    def from_hf(cls, source):
+        """Read a hub config: a dict, a `config.json`, or the folder that holds one. Raises ConfigError."""
+        hub = source if isinstance(source, dict) else _read_json(source)
+        return cls(**_fields_from_hub(hub), hub=dict(hub))
+
+    def to_hf(self):
+        """The hub's config.json as a dict: what `from_hf` read, or what transformers opens for a model made here."""
+        return _hub_from_fields(self)
+
+    @property
+    def qk_head_dim(self):
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def attention_head_dim(self):
+        """Width of a head in the baselines "mha" and "gqa"."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def kv_heads(self):
+        """Key-value heads of the baselines: all of them for "mha"."""
+        return self.num_attention_heads if self.attention == "mha" else self.num_key_value_heads
+
+    def is_moe_layer(self, index):
+        """Whether layer `index` has experts: from first_k_dense_replace on, every moe_layer_freq-th."""
+        past_dense = index >= self.first_k_dense_replace and index % self.moe_layer_freq == 0
+        return self.n_routed_experts > 0 and past_dense
+
+
+def validate(cfg):
+    """Raise ConfigError for the first field that cannot work, with its value and what was expected."""
+    _check_positive(cfg)
+    _choice(cfg, "attention", ("mla", "gqa", "mha"))
+    _choice(cfg, "scoring_func", ("sigmoid", "softmax"))
+    _choice(cfg, "topk_method", ("noaux_tc", "greedy", "group_limited_greedy"))
+    if cfg.attention == "mla":
+        _need(cfg.q_lora_rank is None or cfg.q_lora_rank > 0, f"q_lora_rank is {cfg.q_lora_rank}; give None or > 0")
+        _need(cfg.qk_rope_head_dim % 2 == 0, f"qk_rope_head_dim is {cfg.qk_rope_head_dim}; RoPE turns pairs: even")
+    else:
+        _check_baseline(cfg)
+    if cfg.n_routed_experts:
+        _check_experts(cfg)
+    _check_rope(cfg)
+
+
+def _check_positive(cfg):
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["max_position_embeddings", "rms_norm_eps", "rope_theta", "moe_layer_freq"]
+    if cfg.attention == "mla":
+        names += ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
+    if cfg.n_routed_experts:
+        names += ["moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group"]
+    for name in names:
+        _need((getattr(cfg, name) or 0) > 0, f"{name} is {getattr(cfg, name)}; it must be positive")
+    for name in ("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
+        _need((getattr(cfg, name) or 0) >= 0, f"{name} is {getattr(cfg, name)}; it must be 0 or more")
+
+
+def _check_baseline(cfg):
+    heads, groups = cfg.num_attention_heads, cfg.kv_heads
+    if not cfg.head_dim:
+        _need(
+            cfg.hidden_size % heads == 0,
+            f"hidden_size {cfg.hidden_size} is not a multiple of num_attention_heads {heads}; set head_dim, or change one",
+        )
+    _need(
+        groups and heads % groups == 0,
+        f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; each key head serves as many",
+    )
+    _need(cfg.attention_head_dim % 2 == 0, f"the head's width is {cfg.attention_head_dim}; RoPE turns pairs: even")
+
+
+def _check_experts(cfg):
+    E, A, groups = cfg.n_routed_experts, cfg.num_experts_per_tok, cfg.n_group
+    _need(A <= E, f"num_experts_per_tok {A} is more than n_routed_experts {E}")
+    _need(E % groups == 0, f"n_routed_experts {E} is not a multiple of n_group {groups}")
+    _need(cfg.topk_group <= groups, f"topk_group {cfg.topk_group} is more than n_group {groups}")
+    reachable = cfg.topk_group * (E // groups)
+    if cfg.topk_method != "greedy":
+        _need(A <= reachable, f"num_experts_per_tok {A} is more than the {reachable} experts of {cfg.topk_group} groups")
+    if cfg.topk_method == "noaux_tc":
+        _need(E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores a group by 2")
+        _need(cfg.scoring_func == "sigmoid", f"scoring_func is {cfg.scoring_func!r}; topk_method 'noaux_tc' needs 'sigmoid'")
+    else:
+        _need(
+            cfg.scoring_func == "softmax",
+            f"scoring_func is {cfg.scoring_func!r}; topk_method {cfg.topk_method!r} (V2) needs 'softmax'",
+        )
+
+
+def _check_rope(cfg):
+    if not cfg.rope_scaling:
+        return
+    kind = cfg.rope_scaling.get("type")
+    _need(kind == "yarn", f"rope_scaling has type {kind!r}; minids knows 'yarn', or None for plain RoPE")
+    for name in ("factor", "original_max_position_embeddings"):
+        _need(name in cfg.rope_scaling, f"rope_scaling has no {name!r}; YaRN needs it")
+
+
+def _choice(cfg, name, allowed):
+    _need(getattr(cfg, name) in allowed, f"{name} is {getattr(cfg, name)!r}; it must be one of {', '.join(allowed)}")
+
+
+def _need(condition, message):
+    if not condition:
+        raise ConfigError(message)
+
+
+# The hub's config.json -------------------------------------------------------------------------------------------
+
+
+def _read_json(source):
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}; give a config.json, or a folder that holds one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON ({error})") from None
+
+
+REQUIRED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads rms_norm_eps max_position_embeddings"
+).split()
+
+
+def _fields_from_hub(hub):
+    kind = hub.get("model_type")
+    if kind not in SAME_ARCHITECTURE:
+        raise ConfigError(f"model_type is {kind!r}; minids opens {', '.join(sorted(SAME_ARCHITECTURE))}")
+    missing = [name for name in REQUIRED if name not in hub]
+    if missing:
+        raise ConfigError(f"the hub config lacks {', '.join(missing)}; is this the whole config.json?")
+    own = {f.name for f in fields(ModelConfig)} - {"hub"}
+    values = {**_hub_defaults(kind), **{name: hub[name] for name in own & hub.keys()}}
+    if kind != "minids":
+        values |= {"attention": "mla", "head_dim": 0}
+    scaling, rope = hub.get("rope_scaling"), hub.get("rope_parameters")
+    if rope:  # transformers 5 keeps theta and the scaling in one place
+        values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
+        scaling = rope if _rope_type(rope) != "default" else None
+    values["rope_scaling"] = _plain_scaling(scaling)
+    if hub.get("num_mtp_layers") is not None:
+        values["num_nextn_predict_layers"] = hub["num_mtp_layers"]
+    for name in ("n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"):
+        values[name] = values[name] or 0
+    return values
+
+
+def _hub_defaults(kind):
+    """What a key means that the hub config leaves out: the architecture's default, not that of our presets."""
+    v2 = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False, "aux_loss_alpha": 0.001}
+    v3 = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "aux_loss_alpha": 0.0001}
+    none = {"n_routed_experts": 0, "n_shared_experts": 0, "num_nextn_predict_layers": 0, "q_lora_rank": None}
+    return {**(v2 if kind == "deepseek_v2" else v3), **none, "rope_theta": 10000.0}
+
+
+def _rope_type(rope):
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
+def _plain_scaling(rope):
+    if not rope or _rope_type(rope) == "default":
+        return None
+    dropped = ("rope_type", "type", "rope_theta")
+    return {"type": _rope_type(rope), **{k: v for k, v in rope.items() if k not in dropped}}
+
+
+def _hub_from_fields(cfg):
+    own = {k: v for k, v in asdict(cfg).items() if k != "hub"}
+    if cfg.hub:  # give back what was read, with what has changed since
+        read = _fields_from_hub(cfg.hub)
+        edits = {k: v for k, v in own.items() if k in read and read[k] != v}
+        rope = _hub_rope(cfg) if edits.keys() & {"rope_theta", "rope_scaling"} else {}
+        if "num_nextn_predict_layers" in edits and "num_mtp_layers" in cfg.hub:
+            edits["num_mtp_layers"] = edits["num_nextn_predict_layers"]
+        return {**cfg.hub, **edits, **rope}
+    if cfg.attention != "mla":  # a baseline: only minids opens it
+        return {"architectures": ["Transformer"], "model_type": "minids", **own, **_hub_rope(cfg)}
+    kind = "deepseek_v3" if cfg.topk_method == "noaux_tc" else "deepseek_v2"
+    if not cfg.n_routed_experts:
+        own["first_k_dense_replace"] = cfg.num_hidden_layers
+    own |= {"hidden_act": "silu", "rope_interleave": True, "num_key_value_heads": cfg.num_attention_heads}
+    own = {k: v for k, v in own.items() if k not in ("attention", "head_dim")}
+    return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **own, **_hub_rope(cfg)}
+
+
+def _hub_rope(cfg):
+    """RoPE's settings where transformers 4 looks for them (rope_theta, rope_scaling) and where 5 does."""
+    scaling = cfg.rope_scaling or {"type": "default"}
+    rest = {k: v for k, v in scaling.items() if k != "type"}
+    parameters = {"rope_type": scaling["type"], "rope_theta": cfg.rope_theta, **rest}
+    return {"rope_theta": cfg.rope_theta, "rope_scaling": cfg.rope_scaling, "rope_parameters": parameters}
