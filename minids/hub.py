@@ -1,0 +1,238 @@
+"""The hub's checkpoints, in and out: config.json and safetensors, one file or sharded with an index.
+
+Inside minids a layer's experts are two tensors, on the hub three per expert:
+
+    mlp.experts.gate_up_proj [E,2F,D]   <->   mlp.experts.j.gate_proj.weight [F,D], mlp.experts.j.up_proj.weight [F,D]
+    mlp.experts.down_proj    [E,D,F]    <->   mlp.experts.j.down_proj.weight [D,F]
+
+FP8 weights carry `weight_scale_inv` [ceil(out/128), ceil(in/128)], the MULTIPLIER of each 128x128 block; they are
+dequantised as they are read. Weights of MTP layers (index num_hidden_layers and above) are left out, with a note.
+Tensors are read one at a time, so the peak is the model plus one tensor.
+"""
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minids.config import ModelConfig
+from minids.model import Transformer
+
+log = logging.getLogger("minids")
+INDEX = "model.safetensors.index.json"
+BLOCK = 128
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+
+
+class CheckpointFormatError(ValueError):
+    """Weights that do not fit the configuration; the message names them."""
+
+
+def load(path_or_hub_id, dtype=None, device="cpu"):
+    """A Transformer with the weights of a folder or hub id, in `dtype` (None: as stored, FP8 becomes bf16).
+
+    Raises FileNotFoundError where there is no such folder, ConfigError for another architecture and
+    CheckpointFormatError for weights that are missing, surplus, damaged or of another shape.
+    """
+    folder = locate(path_or_hub_id)
+    cfg = ModelConfig.from_hf(folder)
+    files = weight_files(folder)
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    targets = {**dict(model.named_parameters()), **persistent_buffers(model)}
+    filled = {}
+    for key, tensor in read_tensors(files, cfg):
+        place(key, tensor, targets, filled, dtype, device)
+    check_complete(filled, targets, cfg)
+    assign(model, {name: entry["tensor"] for name, entry in filled.items()}, cfg)
+    return model.eval()
+
+
+def locate(path_or_hub_id):
+    """The local folder of a checkpoint, fetched with huggingface_hub when it is a hub id."""
+    folder = Path(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)):
+        raise FileNotFoundError(f"{path_or_hub_id} is neither a folder with a config.json nor a hub id like owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # a network, an authorisation, a name: the library's own sentence says which
+        raise FileNotFoundError(f"there is no folder {path_or_hub_id}, and the hub did not give it: {error}") from error
+
+
+def weight_files(folder):
+    """The safetensors files of a checkpoint; raises FileNotFoundError naming those that are missing."""
+    index = folder / INDEX
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; minids reads safetensors only")
+    return [folder / name for name in names]
+
+
+def read_tensors(files, cfg):
+    """Pairs (name without `model.`, tensor) over all files, FP8 dequantised, MTP layers left out."""
+    where = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as reader:
+                where |= dict.fromkeys(reader.keys(), path)
+        except SafetensorError as error:
+            raise CheckpointFormatError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
+    skipped = [key for key in where if layer_index(key) >= cfg.num_hidden_layers]
+    if skipped:
+        log.warning("left out %d weights of MTP layers, such as %s", len(skipped), skipped[0])
+    wanted = [key for key in where if key not in set(skipped) and not key.endswith("_scale_inv")]
+    readers = {path: safe_open(path, "pt") for path in files}
+    for key in wanted:
+        tensor = readers[where[key]].get_tensor(key)
+        if tensor.dtype == torch.float8_e4m3fn:
+            scale = key + "_scale_inv"
+            if scale not in where:
+                raise CheckpointFormatError(f"{key} is FP8, but its scales {scale} are missing")
+            tensor = dequantize_blocks(tensor, readers[where[scale]].get_tensor(scale), key)
+        yield key.removeprefix("model."), tensor
+
+
+def layer_index(key):
+    found = re.match(r"model\.layers\.(\d+)\.", key)
+    return int(found[1]) if found else -1
+
+
+def dequantize_blocks(weight, scale_inv, name="weight"):
+    """bf16 of an FP8 matrix [out,in] times its 128x128 blocks' multipliers [ceil(out/128), ceil(in/128)] (V3 3.3)."""
+    rows, columns = weight.shape
+    expected = (-(-rows // BLOCK), -(-columns // BLOCK))
+    if tuple(scale_inv.shape) != expected:
+        raise CheckpointFormatError(f"{name}: scales are {list(scale_inv.shape)}, {list(expected)} expected")
+    spread = scale_inv.float().repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+    return (weight.float() * spread).to(torch.bfloat16)
+
+
+def persistent_buffers(model):
+    names = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
+
+
+def place(key, tensor, targets, filled, dtype, device):
+    """Put one hub tensor where it belongs: whole, or as the rows of one expert in its layer's tensor."""
+    expert = EXPERT.fullmatch(key)
+    name, part = (key, None)
+    if expert:
+        name, part = f"{expert[1]}.{'down_proj' if expert[3] == 'down' else 'gate_up_proj'}", expert.groups()[1:]
+    target = targets.get(name)
+    if target is None:
+        if key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq"):
+            return  # a tied head that was written all the same, and old checkpoints' tables
+        filled.setdefault("", {"surplus": []})["surplus"].append(key)
+        return
+    kind = torch.float32 if name.endswith("e_score_correction_bias") else dtype or tensor.dtype
+    entry = filled.setdefault(name, {"tensor": torch.empty(target.shape, dtype=kind, device=device), "parts": set()})
+    view = entry["tensor"]
+    if part:
+        index, half = int(part[0]), target.shape[1] // 2
+        if index >= target.shape[0]:
+            raise CheckpointFormatError(f"{key}: the configuration has n_routed_experts {target.shape[0]}")
+        view = view[index]
+        if part[1] != "down":
+            view = view[:half] if part[1] == "gate" else view[half:]
+    if view.shape != tensor.shape:
+        raise CheckpointFormatError(f"{key} is {list(tensor.shape)}; the configuration makes it {list(view.shape)}")
+    view.copy_(tensor)
+    entry["parts"].add(part)
+
+
+def check_complete(filled, targets, cfg):
+    surplus = filled.pop("", {"surplus": []})["surplus"]
+    missing = [name for name in targets if name not in filled]
+    for name, entry in filled.items():
+        whole = {".gate_up_proj": 2, ".down_proj": 1}.get(name[name.rfind(".") :])
+        if ".experts." in name and len(entry["parts"]) < whole * cfg.n_routed_experts:
+            missing.append(f"{name} of {whole * cfg.n_routed_experts - len(entry['parts'])} expert matrices")
+    for what, names in (("missing", missing), ("surplus", surplus)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise CheckpointFormatError(f"{what} weights: {', '.join(names[:4])}{more}; is config.json this model's?")
+
+
+def assign(model, tensors, cfg):
+    model.load_state_dict(tensors, strict=False, assign=True)
+    if cfg.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    for module in model.modules():  # what no checkpoint holds was made on "meta"
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta:
+                device = model.embed_tokens.weight.device
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+def hub_tensors(model):
+    """Pairs (hub name, tensor) of all weights, the experts one by one."""
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            if not model.cfg.tie_word_embeddings:
+                yield name, tensor
+        elif name.endswith("mlp.experts.gate_up_proj"):
+            stem = "model." + name.removesuffix("gate_up_proj")
+            for j, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                yield f"{stem}{j}.gate_proj.weight", gate
+                yield f"{stem}{j}.up_proj.weight", up
+        elif name.endswith("mlp.experts.down_proj"):
+            stem = "model." + name.removesuffix("down_proj")
+            yield from ((f"{stem}{j}.down_proj.weight", down) for j, down in enumerate(tensor))
+        else:
+            yield "model." + name, tensor
+
+
+def save(model, path, max_shard_bytes=5 * 10**9):
+    """Write `model` into the folder `path` as the hub has it; each file to a temporary name first, then renamed."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, size = [{}], 0
+    for name, tensor in hub_tensors(model):
+        amount = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + amount > max_shard_bytes:
+            shards, size = [*shards, {}], 0
+        shards[-1][name] = tensor.detach().cpu().contiguous().clone()
+        size += amount
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        replace_file(folder / name, lambda temporary, shard=shard: save_file(shard, temporary, {"format": "pt"}))
+    if len(shards) > 1:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", {**model.cfg.to_hf(), "dtype": dtype, "torch_dtype": dtype})
+
+
+def write_json(path, value):
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def replace_file(path, write):
+    """Let `write` fill a temporary file beside `path`, then put it in its place: never half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

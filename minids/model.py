@@ -1,0 +1,134 @@
+"""The model: embedding, blocks of attention and feed-forward (dense or experts), a final norm and the head.
+
+The module names are the hub's, so a checkpoint of DeepSeek-V2 or V3 needs no table of translations: `hub.py` only puts
+`model.` before all but the head, and splits the experts that are one tensor here.
+
+Pre-norm residual blocks (V3 figure 2):  h = x + Attention(RMSNorm(x));  out = h + FeedForward(RMSNorm(h)).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minids.gqa import GQA, KVCache
+from minids.layers import RMSNorm, SwiGLU, rope_tables
+from minids.mla import MLA, LatentCache
+from minids.moe import Experts, Gate, MoE
+
+
+class Block(nn.Module):
+    """One layer: attention and a feed-forward, each behind a norm and added to its input; [B,T,D] to [B,T,D]."""
+
+    def __init__(self, cfg, index):
+        super().__init__()
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.self_attn = MLA(cfg) if cfg.attention == "mla" else GQA(cfg)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.mlp = MoE(cfg) if cfg.is_moe_layer(index) else SwiGLU(cfg.hidden_size, cfg.intermediate_size)
+
+    def forward(self, x, cos, sin, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """A decoder of the DeepSeek-V2/V3 family, or one of its baselines, as `cfg` says.
+
+    `model(tokens [B,T])` gives logits [B,T,V]. Raises ValueError for tokens that are not [B,T] integers in the
+    vocabulary or that go past max_position_embeddings.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.layers = nn.ModuleList(Block(cfg, index) for index in range(cfg.num_hidden_layers))
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        if cfg.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.apply(lambda module: init_weights(module, cfg.initializer_range))
+
+    def forward(self, tokens, cache=None, last_only=False):
+        """Logits [B,T,V] for `tokens` [B,T] (only the last position's, [B,1,V], if last_only).
+
+        With a `cache` (from `new_cache`) the tokens continue what it holds, and are added to it.
+        """
+        start = cache[0].length if cache else 0
+        check_tokens(tokens, self.cfg, start)
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        cos, sin = rope_tables(self.cfg, positions)
+        x = self.embed_tokens(tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, cache[index] if cache else None)
+        if last_only:
+            x = x[:, -1:]
+        return self.lm_head(self.norm(x))
+
+    def loss(self, tokens, targets):
+        """The loss to differentiate (with the balance loss) and the cross-entropy in nats per token, detached.
+
+        tokens and targets are [B,T]; targets of -100 do not count.
+        """
+        logits = self(tokens)
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        balance = sum(moe.balance_loss for moe in self.moe_layers() if moe.balance_loss is not None)
+        return cross_entropy + balance, cross_entropy.detach()
+
+    def moe_layers(self):
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]
+
+    @torch.no_grad()
+    def update_expert_bias(self, rate):
+        """Move every router's bias by `rate` towards balance (V3 eq. 16) and give the mean MaxVio over the layers."""
+        violations = [moe.gate.update_bias(rate) for moe in self.moe_layers()]
+        return torch.stack(violations).mean() if violations else torch.zeros(())
+
+    def new_cache(self, batch, max_len, dtype=None):
+        """Empty caches for `batch` sequences of up to `max_len` tokens, one per layer; dtype as the weights'."""
+        cfg, weight = self.cfg, self.embed_tokens.weight
+        options = {"dtype": dtype or weight.dtype, "device": weight.device}
+        if cfg.attention == "mla":
+            sizes = (batch, max_len, cfg.kv_lora_rank, cfg.qk_rope_head_dim)
+            return [LatentCache(*sizes, **options) for _ in self.layers]
+        sizes = (batch, max_len, cfg.kv_heads, cfg.attention_head_dim)
+        return [KVCache(*sizes, **options) for _ in self.layers]
+
+    def save_pretrained(self, path, **options):
+        """Write config.json and safetensors in the hub's layout into the folder `path` (see hub.save)."""
+        from minids import hub
+
+        hub.save(self, path, **options)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id, dtype=None, device="cpu"):
+        """Open a folder or a hub id of the DeepSeek-V2/V3 architecture (see hub.load)."""
+        from minids import hub
+
+        return hub.load(path_or_hub_id, dtype=dtype, device=device)
+
+
+def init_weights(module, std):
+    """Normal weights of standard deviation `std` for matrices; norms stay 1 and biases 0."""
+    matrices = []
+    if isinstance(module, nn.Linear | nn.Embedding | Gate):
+        matrices = [module.weight]
+    elif isinstance(module, Experts):
+        matrices = [module.gate_up_proj, module.down_proj]
+    for weight in matrices:
+        nn.init.normal_(weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def check_tokens(tokens, cfg, start=0):
+    """Raise ValueError where `tokens` are not [B,T] integers of the vocabulary, with room for them after `start`."""
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:
+        raise ValueError(f"tokens are {list(tokens.shape)} {tokens.dtype}; give [B,T] integers (int64), not empty")
+    end = start + tokens.shape[1]
+    if end > cfg.max_position_embeddings:
+        raise ValueError(f"{end} positions are asked for; max_position_embeddings is {cfg.max_position_embeddings}")
+    if tokens.device.type == "cpu":  # a GPU would have to wait for the answer; its embedding asserts by itself
+        low, high = torch.aminmax(tokens)
+        if low < 0 or high >= cfg.vocab_size:
+            raise ValueError(f"token ids run from {low} to {high}; this vocabulary has 0 to {cfg.vocab_size - 1}")
