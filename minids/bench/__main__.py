@@ -20,9 +20,7 @@ def main(arguments=None):
     """Run the suites that `arguments` name; exits with 2 after one sentence where they cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m minids.bench", description="Measure minids beside its peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"suites: {', '.join(SUITES)} (default: all)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the results there, a dict with a key per suite"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, one key per suite")
     parser.add_argument("--record", action="store_true", help="make the results minids' records (bench/records)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs: no figures to quote")
     options = parser.parse_args(arguments)
@@ -76,5 +74,7 @@ def run(name, options):
 if __name__ == "__main__":
     try:
         main()
+    except harness.BenchError as error:
+        sys.exit(f"minids.bench: {error}")
     except KeyboardInterrupt:
         sys.exit("minids.bench: stopped; what was not finished is not written")

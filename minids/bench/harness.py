@@ -24,6 +24,10 @@ from pathlib import Path
 import torch
 
 
+class BenchError(ValueError):
+    """A comparison that would say nothing; the message tells why."""
+
+
 @dataclass
 class Contender:
     """One form of one side: `prepare()` runs untimed, and what it gives goes to `run`, which is timed."""
