@@ -1,0 +1,142 @@
+"""minids.bench: contenders alternate, medians and ratios are right, records are whole, and suite cpu runs."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from minids import bench
+from minids.bench import __main__ as command
+from minids.bench import cpu, harness
+
+
+def contender(side, form, seen, seconds, clock):
+    """A contender that spends the next of `seconds` on a clock of the test's own."""
+    seconds = iter(seconds)
+
+    def run(state):
+        seen.append(state)
+        clock[0] += next(seconds)
+
+    return harness.Contender(side, form, run, prepare=lambda: form)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_contenders_alternate_after_a_round_of_warm_up(clock):
+    seen = []
+    pair = [contender("minids", "a", seen, [9, 1, 2], clock), contender("peer", "b", seen, [9, 3, 4], clock)]
+    assert harness.alternate(pair, rounds=2) == [[1, 2], [3, 4]]
+    assert seen == ["a", "b"] * 3
+
+
+def test_measure_takes_medians_and_the_best_form_of_each_side(clock):
+    three = [
+        contender("minids", "a", [], [9, 1, 2, 50], clock),
+        contender("peer", "b", [], [9, 5, 5, 5], clock),
+        contender("peer", "c", [], [9, 4, 4, 2], clock),
+    ]
+    case = harness.measure("work", three, amount=100, rounds=3)
+    assert case["best"]["minids"]["median"] == 50 and case["best"]["minids"]["max"] == 100
+    assert case["best"]["minids"]["min"] == 2 and case["best"]["peer"]["form"] == "c"
+    assert case["ratio"] == 2.0
+
+
+def test_a_side_alone_has_no_ratio(clock):
+    assert harness.measure("work", [contender("minids", "a", [], [1, 1], clock)], 1, rounds=1)["ratio"] is None
+
+
+def test_provenance_names_the_machine_and_the_versions():
+    facts = harness.provenance()
+    assert facts["torch"] == torch.__version__ and facts["threads"] == torch.get_num_threads()
+    assert facts["cpu"] and facts["cores"] > 0 and "commit" in facts and facts["date"].startswith("20")
+
+
+def refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    text = capsys.readouterr()
+    assert stopped.value.code == 2 and text.out == "" and text.err.count("\n") == 1
+    return text.err
+
+
+def test_what_cannot_run_is_told_in_one_sentence(capsys, tmp_path):
+    assert "no suite 'gpuu'; the suites are cpu" in refused(["gpuu"], capsys)
+    assert "cannot be written" in refused(["cpu", "--json", str(tmp_path / "absent" / "x.json")], capsys)
+    assert "cannot be written" in refused(["cpu", "--json", str(tmp_path)], capsys)
+    assert "no figures to record" in refused(["cpu", "--quick", "--record"], capsys)
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """A suite of one made-up case in place of the real ones, and a folder for its record."""
+    form = {"side": "minids", "form": "fp32", "median": 2.0, "min": 1.0, "max": 3.0, "rounds": 1}
+    case = {"case": "work", "unit": "tokens/s", "forms": [form], "best": {"minids": form}, "ratio": None}
+    suite = types.ModuleType("pretend", "pretend: a suite.")
+    suite.run = lambda quick: harness.result("pretend", [case], {"peer": "it is absent"}, {}, quick)
+    monkeypatch.setitem(sys.modules, "pretend", suite)
+    for module in (bench, command):
+        monkeypatch.setattr(module, "SUITES", {"pretend": "pretend"})
+        monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
+    return tmp_path
+
+
+def test_without_a_name_all_suites_are_listed_and_run(pretend, capsys):
+    command.main([])
+    text = capsys.readouterr().out
+    assert "suites:\n  pretend: pretend: a suite." in text and "skipped peer: it is absent" in text
+
+
+def test_json_and_record_are_written_whole(pretend, capsys):
+    assert bench.record("pretend") is None
+    command.main(["pretend", "--json", str(pretend / "out.json"), "--record"])
+    outcome = json.loads((pretend / "out.json").read_text())["pretend"]
+    assert outcome == bench.record("pretend")
+    assert outcome["provenance"]["command"] == "python -m minids.bench pretend --record"
+    assert sorted(path.name for path in pretend.rglob("*.*")) == ["out.json", "pretend.json"]
+
+
+def test_cpu_suite_runs_beside_transformers(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    command.main(["cpu", "--quick", "--json", str(tmp_path / "cpu.json")])
+    outcome = json.loads((tmp_path / "cpu.json").read_text())["cpu"]
+    names = [case["case"] for case in outcome["cases"]]
+    assert names == ["training 2×16", "prefill 16", "decode at 16", "decode at 32"]
+    for case in outcome["cases"]:
+        assert set(case["best"]) == {"minids", "transformers"} and case["ratio"] > 0
+    assert outcome["quick"] and not outcome["skipped"]
+    assert "decode at 16" in capsys.readouterr().out
+
+
+def test_an_absent_peer_is_skipped_by_name(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    command.main(["cpu", "--quick"])
+    text = capsys.readouterr().out
+    assert "skipped transformers: it cannot be imported" in text and "training 2×16" in text
+
+
+def test_sides_that_disagree_are_not_timed():
+    class Fixed:
+        def __init__(self, value):
+            self.side, self.value = f"peer{value}", value
+
+        def forms(self, case):
+            return ["fp32"]
+
+        def use(self, form):
+            return None
+
+        def forward(self, model, tokens):
+            return torch.full((1, 4), self.value)
+
+    cfg = types.SimpleNamespace(vocab_size=8)
+    cpu.check_agreement([Fixed(1.0), Fixed(1.0)], cfg)
+    with pytest.raises(harness.BenchError, match=r"peer2\.0's logits differ"):
+        cpu.check_agreement([Fixed(1.0), Fixed(2.0)], cfg)
