@@ -41,6 +41,8 @@ class Contender:
 def alternate(contenders, rounds, synchronize=lambda: None):
     """Seconds of each round, a list per contender: after a round for warm-up, every round times each of them once."""
     seconds = [[] for _ in contenders]
+    gc.collect()
+    gc.freeze()  # what lives on is not searched again, so that collecting before each run is cheap
     for index in range(rounds + 1):
         for contender, times in zip(contenders, seconds, strict=True):
             state = contender.prepare()
@@ -52,6 +54,7 @@ def alternate(contenders, rounds, synchronize=lambda: None):
             elapsed = time.perf_counter() - start
             if index:
                 times.append(elapsed)
+    gc.unfreeze()
     return seconds
 
 
@@ -98,7 +101,7 @@ def provenance():
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if "transformers" in sys.modules:
+    if sys.modules.get("transformers"):
         facts["transformers"] = sys.modules["transformers"].__version__
     if torch.cuda.is_available():
         facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
