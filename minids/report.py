@@ -22,7 +22,6 @@ class Progress:
         self.path, self.tokens_per_step = Path(path), tokens_per_step
         self.bits_per_nat = 1 / (math.log(2) * bytes_per_token)
         keep_lines(self.path, done)
-        self.file = open(self.path, "a", encoding="utf-8")
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self.bar = tqdm(total=steps, initial=done, unit="step", mininterval=interval, dynamic_ncols=True)
         self.waiting, self.since, self.smooth = [], time.perf_counter(), None
@@ -43,8 +42,8 @@ class Progress:
         now = time.perf_counter()
         speed = count * self.tokens_per_step / (now - self.since)
         line = {"step": self.waiting[-1][0] + 1, "bits_per_byte": bits, "tokens_per_second": speed, "max_vio": vio}
-        self.file.write(json.dumps({**line, "lr_multiplier": self.waiting[-1][3]}) + "\n")
-        self.file.flush()
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "lr_multiplier": self.waiting[-1][3]}) + "\n")
         self.smooth = bits if self.smooth is None else 0.8 * self.smooth + 0.2 * bits
         self.bar.set_postfix_str(f"{self.smooth:.3f} bits/byte, {speed:,.0f} tokens/s, MaxVio {vio:.2f}", refresh=False)
         self.bar.update(count)
@@ -57,7 +56,6 @@ class Progress:
         if not any(error):
             self.flush()
         self.bar.close()
-        self.file.close()
 
 
 def read_log(path):
