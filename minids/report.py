@@ -11,6 +11,10 @@ from tqdm import tqdm
 FLUSH_EVERY = 10  # steps between two readings of the losses; a GPU is waited for only then
 
 
+class Diverged(ValueError):
+    """A loss that is no longer a number."""
+
+
 class Progress:
     """A bar with bits per byte, tokens/s and MaxVio, and the same numbers as lines of log.jsonl.
 
@@ -26,24 +30,26 @@ class Progress:
         self.bar = tqdm(total=steps, initial=done, unit="step", mininterval=interval, dynamic_ncols=True)
         self.waiting, self.since, self.smooth = [], time.perf_counter(), None
 
-    def add(self, step, cross_entropy, max_vio, multiplier):
-        """Count step number `step`; cross_entropy (nats per token) and max_vio are 0-dim tensors."""
-        self.waiting.append((step, cross_entropy, max_vio, multiplier))
+    def add(self, step, cross_entropy, max_vio):
+        """Count a step, after which `step` are done; cross_entropy (nats per token) and max_vio are 0-dim tensors."""
+        self.waiting.append((step, cross_entropy, max_vio))
         if len(self.waiting) >= FLUSH_EVERY:
             self.flush()
 
     def flush(self):
-        """Read what waits, write its line and move the bar."""
+        """Read what waits, write its line and move the bar; raises Diverged where the loss is not a number."""
         if not self.waiting:
             return
         count = len(self.waiting)
         bits = sum(float(entry[1]) for entry in self.waiting) / count * self.bits_per_nat
+        if not math.isfinite(bits):
+            raise Diverged(f"the loss is not a number at step {self.waiting[-1][0]}; begin again with a smaller --lr")
         vio = sum(float(entry[2]) for entry in self.waiting) / count
         now = time.perf_counter()
         speed = count * self.tokens_per_step / (now - self.since)
-        line = {"step": self.waiting[-1][0] + 1, "bits_per_byte": bits, "tokens_per_second": speed, "max_vio": vio}
+        line = {"step": self.waiting[-1][0], "bits_per_byte": bits, "tokens_per_second": speed, "max_vio": vio}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "lr_multiplier": self.waiting[-1][3]}) + "\n")
+            file.write(json.dumps(line) + "\n")
         self.smooth = bits if self.smooth is None else 0.8 * self.smooth + 0.2 * bits
         self.bar.set_postfix_str(f"{self.smooth:.3f} bits/byte, {speed:,.0f} tokens/s, MaxVio {vio:.2f}", refresh=False)
         self.bar.update(count)
@@ -74,8 +80,8 @@ def keep_lines(path, done):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def result_line(bits, gzip, xz):
-    return f"held-out bits per byte: {bits:.2f} (gzip {gzip:.2f}, xz {xz:.2f})"
+def result_line(result):
+    return "held-out bits per byte: {bits_per_byte:.2f} (gzip {gzip:.2f}, xz {xz:.2f})".format(**result)
 
 
 def plot(folder, result):
