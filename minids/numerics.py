@@ -1,0 +1,37 @@
+"""One error metric, one limit per dtype, and seeding: what every test, check and benchmark compares with.
+
+The metric is the largest error over the largest wanted value. Errors of single elements say little in a matrix
+product: where a sum cancels to almost nothing any rounding is large beside it.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+# A few units of the last place, times the growth of rounding over the sums of a layer.
+TOLERANCE = {
+    torch.float64: 1e-12,  # 2^-53 is 1.1e-16
+    torch.float32: 1e-5,  # 2^-24 is 6.0e-8; a sum of 1000 terms in another order, and a softmax after it
+    torch.float16: 4e-3,  # 2^-11 is 4.9e-4
+    torch.bfloat16: 3e-2,  # 2^-9 is 2.0e-3; intermediate results are rounded at different places
+}
+
+
+def relative_error(got, want):
+    """max|got − want| / max|want| in float64, a float; NaN or infinity where either holds one.
+
+    Raises ValueError where the shapes differ, or where there is nothing to compare.
+    """
+    if got.shape != want.shape or got.numel() == 0:
+        raise ValueError(f"shapes are {list(got.shape)} and {list(want.shape)}; give two equal ones that are not empty")
+    got, want = got.detach().cpu().double(), want.detach().cpu().double()
+    error, size = (got - want).abs().max().item(), want.abs().max().item()
+    return error / size if size else error
+
+
+def seed_everything(seed):
+    """Seed Python's, NumPy's and torch's generators with `seed`, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
