@@ -1,0 +1,212 @@
+"""Training: kill and resume give the same bits, the budget is kept, bad input gets one sentence."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minids import report, train
+from minids.generate import main as generate_main
+
+SIZES = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "32", "--device", "cpu", "--checkpoint-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder of 40 small Python-like files."""
+    folder, words = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for index in range(40):
+        names = [words.choice(["alpha", "beta", "gamma", "delta"]) + str(words.randrange(30)) for _ in range(120)]
+        lines = [f"def {name}(x):\n    return x + {words.randrange(100)}\n" for name in names]
+        (folder / f"file{index}.py").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """An uninterrupted run of 12 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main([*SIZES, "--data", str(corpus), "--steps", "12", "--out", str(folder)]) == 0
+    return folder
+
+
+def weights(folder):
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def start(corpus, folder, *options):
+    command = [sys.executable, "-m", "minids.train", *SIZES, "--data", str(corpus), "--out", str(folder), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.005)
+
+
+def some_checkpoint(folder):
+    return any((folder / "checkpoints").glob("step-*/state.json"))
+
+
+def one_sentence(capsys):
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("minids.train: "), lines
+    return lines[0]
+
+
+def test_a_run_leaves_a_model_a_log_a_curve_and_a_result(finished, capsys):
+    assert {"run.json", "checkpoints", "model", "log.jsonl"} <= set(os.listdir(finished))
+    record = json.loads((finished / "run.json").read_text())
+    assert record["steps"] == 12 and 0 < record["result"]["bits_per_byte"] < 20
+    rows = report.read_log(finished / "log.jsonl")
+    assert rows[-1]["step"] == 12 and {"bits_per_byte", "tokens_per_second", "max_vio"} <= rows[0].keys()
+    assert rows[-1]["bits_per_byte"] < rows[0]["bits_per_byte"]
+    assert generate_main([str(finished), "--prompt", "def ", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("def ")
+
+
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "at a random step"])
+def test_a_killed_run_resumes_to_the_same_bits(moment, corpus, finished, tmp_path):
+    folder = tmp_path / "run"
+    process = start(corpus, folder, "--steps", "12")
+    if moment == "at a random step":
+        wait_for(lambda: some_checkpoint(folder), process)
+        time.sleep(random.random())
+    else:
+        wait_for((folder / "run.json").exists, process)
+    process.kill()
+    process.communicate()
+    assert train.main(["--resume", str(folder)]) == 0
+    assert weights(folder) == weights(finished)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to handle")
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(corpus, finished, tmp_path):
+    folder = tmp_path / "run"
+    process = start(corpus, folder, "--steps", "12", "--checkpoint-every", "1000")
+    wait_for(lambda: (folder / "log.jsonl").exists(), process)
+    process.send_signal(random.choice([signal.SIGINT, signal.SIGTERM]))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and f"--resume {folder}" in out and "Traceback" not in out
+    assert some_checkpoint(folder)
+    assert train.main(["--resume", str(folder)]) == 0
+    assert weights(folder) == weights(finished)
+
+
+def test_the_budget_settles_the_steps_once(corpus, tmp_path, monkeypatch, capsys):
+    folder, began = tmp_path / "run", time.monotonic()
+
+    def interrupted(run, stop):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", interrupted)
+        assert train.main([*SIZES, "--data", str(corpus), "--minutes", "0.05", "--out", str(folder)]) == 130
+    steps = json.loads((folder / "run.json").read_text())["steps"]
+    assert steps >= 1
+    assert train.main(["--resume", str(folder)]) == 0
+    assert json.loads((folder / "run.json").read_text())["steps"] == steps
+    assert report.read_log(folder / "log.jsonl")[-1]["step"] == steps
+    assert time.monotonic() - began < 60
+    other = tmp_path / "steps"
+    assert train.main([*SIZES, "--data", str(corpus), "--steps", str(steps), "--out", str(other)]) == 0
+    assert weights(folder) == weights(other), "the calibration leaves no trace"
+    assert "held-out bits per byte: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "huge"], "there is no preset 'huge'"),
+        (["--preset", "deepseek-v3"], "too large to train here"),
+        (["--steps", "3", "--minutes", "1"], "one measure"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--minutes", "nan"], "--minutes is nan"),
+        (["--batch-size", "-1"], "--batch-size is -1"),
+        (["--seq-len", "100000"], "positions"),
+        (["--seq-len", "4096"], "smaller --seq-len"),
+        (["--data", "/does/not/exist"], "/does/not/exist"),
+        (["--out", "/dev/null/run"], "/dev/null/run"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(options, words, corpus, tmp_path, capsys):
+    (tmp_path / "small").mkdir()
+    for name in "abcdefghij":
+        (tmp_path / "small" / f"{name}.txt").write_text("a few words, over and over. " * 20)
+    data = [] if "--data" in options else ["--data", str(tmp_path / "small")]
+    out = [] if "--out" in options else ["--out", str(tmp_path / "run")]
+    assert train.main([*options, *data, *out, "--device", "cpu"]) == 2
+    assert words in one_sentence(capsys)
+
+
+def test_an_empty_corpus_is_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert train.main(["--data", str(tmp_path / "empty"), "--out", str(tmp_path / "run")]) == 2
+    assert "empty" in one_sentence(capsys)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(finished, corpus, tmp_path, capsys):
+    before = weights(finished)
+    assert train.main([*SIZES, "--data", str(corpus), "--steps", "1", "--out", str(finished)]) == 2
+    assert "--resume" in one_sentence(capsys) and weights(finished) == before
+    (tmp_path / "thesis.txt").write_text("all of it")
+    assert train.main([*SIZES, "--data", str(corpus), "--steps", "1", "--out", str(tmp_path)]) == 2
+    assert "not empty" in one_sentence(capsys)
+
+
+def test_resume_needs_a_run_and_its_corpus(finished, corpus, tmp_path, capsys):
+    assert train.main(["--resume", str(tmp_path)]) == 2
+    assert "holds no run" in one_sentence(capsys)
+    assert train.main(["--resume", str(finished), "--lr", "1"]) == 2
+    assert "leave out --lr" in one_sentence(capsys)
+    (corpus / "file0.py").rename(tmp_path / "file0.py")
+    try:
+        assert train.main(["--resume", str(finished)]) == 2
+        assert "has changed" in one_sentence(capsys)
+    finally:
+        (tmp_path / "file0.py").rename(corpus / "file0.py")
+
+
+def test_a_full_disk_gets_one_sentence_and_the_run_goes_on_later(corpus, finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.report.Progress, "flush", full)
+        assert train.main([*SIZES, "--data", str(corpus), "--steps", "12", "--out", str(folder)]) == 2
+    assert "is full; make room" in capsys.readouterr().err
+    assert train.main(["--resume", str(folder)]) == 0
+    assert weights(folder) == weights(finished)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
+    with pytest.raises(report.Diverged), report.Progress(tmp_path / "log.jsonl", 20, 0, 64, 3.0) as progress:
+        for step in range(1, 12):
+            progress.add(step, torch.tensor(float("nan")), torch.tensor(0.0))
+
+
+def test_the_log_drops_steps_that_are_trained_again_and_half_a_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 3')
+    with report.Progress(path, 30, 10, 64, 3.0) as progress:
+        progress.add(11, torch.tensor(2.0), torch.tensor(0.0))
+    assert [row["step"] for row in report.read_log(path)] == [10, 11]
+
+
+def test_without_matplotlib_the_curve_is_left_out_with_a_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report.plot(tmp_path, {"bits_per_byte": 1.4, "gzip": 2.0, "xz": 1.6})
+    assert "matplotlib is not installed" in capsys.readouterr().out and not list(tmp_path.iterdir())
