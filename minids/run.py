@@ -46,8 +46,10 @@ class Run:
         seed_everything(self.args["seed"])
         self.model = Transformer(ModelConfig.preset(self.args["preset"])).to(self.args["device"])
         self.optimizers = optim.build_optimizers(self.model, self.args["lr"], self.args["lr"], WEIGHT_DECAY)
-        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        self.peaks = [group["lr"] for group in self.groups]
+        self.peaks = [group["lr"] for group in self.groups()]
+
+    def groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def precision(self):
         return torch.autocast(self.model.embed_tokens.weight.device.type, torch.bfloat16, self.record["bf16"])
@@ -60,7 +62,7 @@ class Run:
     def train_step(self, steps):
         """Take one step of `steps`; gives the cross-entropy in nats and MaxVio, 0-dim tensors both."""
         multiplier = optim.schedule(self.step, steps, min(WARMUP_STEPS, steps // 2))
-        for group, peak in zip(self.groups, self.peaks, strict=True):
+        for group, peak in zip(self.groups(), self.peaks, strict=True):
             group["lr"] = peak * multiplier
         with self.precision():
             loss, cross_entropy = self.model.loss(*self.batch(self.step))

@@ -54,8 +54,9 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.005)
 
 
-def some_checkpoint(folder):
-    return any((folder / "checkpoints").glob("step-*/state.json"))
+def last_step(folder):
+    """The step of the newest checkpoint, 0 without one."""
+    return max((int(path.parent.name[5:]) for path in folder.glob("checkpoints/step-*/state.json")), default=0)
 
 
 def one_sentence(capsys):
@@ -80,12 +81,13 @@ def test_a_killed_run_resumes_to_the_same_bits(moment, corpus, finished, tmp_pat
     folder = tmp_path / "run"
     process = start(corpus, folder, "--steps", "12")
     if moment == "at a random step":
-        wait_for(lambda: some_checkpoint(folder), process)
-        time.sleep(random.random())
+        step = random.randint(1, 8)
+        wait_for(lambda: last_step(folder) >= step, process)
     else:
         wait_for((folder / "run.json").exists, process)
     process.kill()
     process.communicate()
+    assert last_step(folder) < 12
     assert train.main(["--resume", str(folder)]) == 0
     assert weights(folder) == weights(finished)
 
@@ -98,7 +100,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(corpus, finished, tmp_
     process.send_signal(random.choice([signal.SIGINT, signal.SIGTERM]))
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and f"--resume {folder}" in out and "Traceback" not in out
-    assert some_checkpoint(folder)
+    assert 0 < last_step(folder) < 12
     assert train.main(["--resume", str(folder)]) == 0
     assert weights(folder) == weights(finished)
 
