@@ -32,13 +32,9 @@ class Run:
         self.args = record["arguments"]
         self.tokens = data.encode_files(tokenizer, corpus.train)
         self.bytes_per_token = sum(map(len, corpus.train)) / len(self.tokens)
-        if len(self.tokens) <= self.args["seq_len"]:
-            raise TrainError(
-                f"{corpus.name} has {len(self.tokens)} training tokens, fewer than a sequence of --seq-len "
-                f"{self.args['seq_len']} and its target; give more text, or a smaller --seq-len"
-            )
         self.saved, self.save_seconds = time.monotonic(), 0.0
         self.build()
+        self.batch(0)  # too few tokens are refused before anything is written
 
     def build(self):
         """Make the model and its optimizers as they are before the first step: a function of preset and seed."""

@@ -86,8 +86,8 @@ def settle_steps(run, seconds):
         forward = timed(lambda: run.model.loss(*run.batch(0))[1])
     run.build()
     bytes_per_batch = run.args["batch_size"] * run.args["seq_len"] * run.bytes_per_token
-    evaluation = forward * sum(map(len, run.corpus.heldout)) / bytes_per_batch
-    left = max(seconds - sum(times) - 1.2 * evaluation - 3, 0.3 * seconds)  # 3 s: gzip, xz, a sample
+    evaluation = 2 * forward * sum(map(len, run.corpus.heldout)) / bytes_per_batch  # its windows overlap by half
+    left = max(seconds - sum(times) - 1.1 * evaluation - 4, 0.3 * seconds)  # 4 s: gzip, xz, a sample
     settled = times[3:] or times[1:]
     return max(1, int(left * len(settled) / sum(settled)))
 
