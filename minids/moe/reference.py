@@ -4,8 +4,8 @@ A token t with hidden state u_t goes to A of E routed experts, besides the share
 
     h_t = u_t + sum over shared FFN_s(u_t) + sum over the A chosen experts i of g_it * FFN_i(u_t)
 
-The router gives the A choices and the gates g. Balance is kept without a loss: an expert with too much load gets a lower
-bias, with too little a higher one, and the bias counts for the choice only, never for the gate (V3 eq. 16).
+The router gives the A choices and the gates g. Balance is kept without a loss: an expert with too much load gets a
+lower bias, with too little a higher one, and the bias counts for the choice only, never for the gate (V3 eq. 16).
 These functions are the specification; `layer.py` is held against them.
 """
 
@@ -59,9 +59,10 @@ def route_v3(
 def route_v2(
     logits: Tensor, top_k: int, n_group: int = 1, topk_group: int = 1, factor: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Route by softmax scores, not normalised again; logits [M,E] give indices, gates [M,A], scores [M,E] (V2 eq. 20-22).
+    """Route by softmax scores; logits [M,E] give indices [M,A], gates [M,A] and scores [M,E] (V2 eq. 20-22).
 
-    With n_group > 1 a group's score is its best expert's ("group_limited_greedy", V2 section 2.2.2).
+    The gates are not normalised again. With n_group > 1 a group's score is its best expert's ("group_limited_greedy",
+    V2 section 2.2.2).
     """
     scores = allowed = logits.softmax(-1)
     if n_group > 1:

@@ -1,0 +1,211 @@
+"""The MoE layer: a gate that chooses, experts that compute, and the shared expert that sees every token.
+
+The fast path has no loop over experts. It sorts the N = M*A dispatched rows by expert, so that each expert's rows lie
+together, and multiplies all of them in one `grouped_mm`:
+
+    x [M,D] --dispatch--> [N,D] --gate_up--> [N,2F] --silu(gate) * up * g--> [N,F] --down--> [N,D] --combine--> [M,D]
+
+Dispatch copies a token to its A rows, combine sums A rows into their token: each is the other's transpose, hence its
+backward. Both only gather (the sums go over the inverse permutation), so no scatter has to add atomically, and a step
+is the same each time. The gate multiplies before the down-projection, where a row is F wide, instead of D after it.
+For a few tokens, as in decoding, sorting costs more than it saves: there the chosen experts' weights are gathered.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minids.layers import SwiGLU
+from minids.moe import reference
+
+IMPLEMENTATIONS = ("auto", "torch", "loop", "triton")
+FEW = 2**18  # gathered weights up to which copying them is cheaper than sorting (measured on a CPU)
+
+
+class Gate(nn.Module):
+    """The router: gate(x [M,D]) gives indices [M,A] int64, gates [M,A] fp32 and scores [M,E] fp32.
+
+    The logits are fp32 even under autocast, and so are the bias (only of topk_method "noaux_tc") and `load` [E], the
+    number of choices of each expert in training since the last `update_bias`.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        E = cfg.n_routed_experts
+        self.weight = nn.Parameter(torch.empty(E, cfg.hidden_size))
+        nn.init.normal_(self.weight, std=cfg.initializer_range)
+        bias = torch.zeros(E, dtype=torch.float32) if cfg.topk_method == "noaux_tc" else None
+        self.register_buffer("e_score_correction_bias", bias)
+        self.register_buffer("load", torch.zeros(E, dtype=torch.float32), persistent=False)
+
+    def forward(self, x):
+        cfg = self.cfg
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float())
+        groups = (cfg.n_group, cfg.topk_group)
+        if cfg.topk_method == "noaux_tc":
+            routed = reference.route_v3(
+                logits,
+                self.e_score_correction_bias,
+                cfg.num_experts_per_tok,
+                *groups,
+                normalize=cfg.norm_topk_prob,
+                factor=cfg.routed_scaling_factor,
+            )
+        else:
+            groups = groups if cfg.topk_method == "group_limited_greedy" else (1, 1)
+            routed = reference.route_v2(logits, cfg.num_experts_per_tok, *groups, factor=cfg.routed_scaling_factor)
+        if self.training:
+            chosen = routed[0].flatten()
+            self.load.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float32))
+        return routed
+
+    @torch.no_grad()
+    def update_bias(self, rate):
+        """Move the bias by `rate` towards balance (V3 eq. 16), zero `load`, and give its MaxVio as a 0-dim tensor."""
+        violation = reference.max_violation(self.load)
+        if self.e_score_correction_bias is not None:
+            reference.update_bias(self.e_score_correction_bias, self.load, rate)
+        self.load.zero_()
+        return violation
+
+    def _apply(self, fn, recurse=True):
+        """Move to another device as usual, but stay fp32 when the model is cast: a bias moves by 0.001 a step."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            if old is not None and self._buffers[name].dtype != torch.float32:
+                self._buffers[name] = old.to(self._buffers[name].device)
+        return self
+
+
+class Experts(nn.Module):
+    """The routed experts: experts(x [M,D], indices [M,A], gates [M,A]) gives the gated sum [M,D].
+
+    gate_up_proj is [E,2F,D], the gate half first; down_proj is [E,D,F]. Under autocast the products are in its dtype.
+    `impl` is "auto" or "torch" (grouped), or "loop" (the reference). Raises ValueError for shapes that do not fit.
+    """
+
+    def __init__(self, n_experts, hidden, width):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(n_experts, hidden, width))
+        for weight in (self.gate_up_proj, self.down_proj):
+            nn.init.normal_(weight, std=0.02)
+
+    def forward(self, x, indices, gates, impl="auto"):
+        check(x, indices, gates, self.gate_up_proj, impl)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x, weights = x.to(dtype), (self.gate_up_proj, self.down_proj)
+        if impl == "loop" or dtype == torch.float64:  # grouped_mm has no float64
+            return reference.experts_loop(x, indices, gates, *(weight.to(dtype) for weight in weights))
+        if indices.numel() * (weights[0][0].numel() + weights[1][0].numel()) <= FEW:
+            return experts_gathered(x, indices, gates, *weights)
+        return experts_grouped(x, indices, gates, *(weight.to(dtype) for weight in weights))
+
+
+def check(x, indices, gates, gate_up_proj, impl):
+    """Raise for an `impl` that is not there, and for shapes that do not fit, with both of them."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+    if impl == "triton":
+        raise NotImplementedError("the Triton kernels of the experts come in a later version; use impl='auto'")
+    if x.dim() != 2 or x.shape[1] != gate_up_proj.shape[2]:
+        raise ValueError(f"x is {list(x.shape)}; these experts take [M,{gate_up_proj.shape[2]}]")
+    if indices.dim() != 2 or indices.shape != gates.shape or indices.shape[0] != x.shape[0]:
+        shapes = f"indices are {list(indices.shape)} and gates {list(gates.shape)}"
+        raise ValueError(f"{shapes}; both must be [M,A], with M = {x.shape[0]} as in x")
+
+
+def experts_grouped(x, indices, gates, gate_up_proj, down_proj):
+    """The experts' sum by two grouped products over rows sorted by expert; arguments as experts_loop."""
+    D = x.shape[1]
+    x, gate_up_proj, down_proj = pad_to_16_bytes(x, gate_up_proj, down_proj)
+    plan = reference.dispatch_plan(indices, gate_up_proj.shape[0])
+    rows = Dispatch.apply(x, plan.token, plan.place)
+    gate, up = F.grouped_mm(rows, gate_up_proj.transpose(1, 2), offs=plan.ends).chunk(2, dim=-1)
+    row_gates = gates.flatten().gather(0, plan.order).unsqueeze(1).to(x.dtype)
+    y = F.grouped_mm(F.silu(gate) * up * row_gates, down_proj.transpose(1, 2), offs=plan.ends)
+    return Combine.apply(y, plan.token, plan.place)[:, :D]
+
+
+def pad_to_16_bytes(x, gate_up_proj, down_proj):
+    """Zeros after D and F where a row is no multiple of 16 bytes, which grouped_mm asks for; they add nothing."""
+    step = 16 // x.element_size()
+    more_d, more_f = -x.shape[1] % step, -down_proj.shape[2] % step
+    if not (more_d or more_f):
+        return x, gate_up_proj, down_proj
+    halves = F.pad(gate_up_proj.unflatten(1, (2, -1)), (0, more_d, 0, more_f)).flatten(1, 2)
+    return F.pad(x, (0, more_d)), halves, F.pad(down_proj, (0, more_f, 0, more_d))
+
+
+def experts_gathered(x, indices, gates, gate_up_proj, down_proj):
+    """The experts' sum for a few tokens, by a copy of just the weights they chose; arguments as experts_loop."""
+    M, A = indices.shape
+    chosen = indices.flatten()
+    gate_up = gate_up_proj.index_select(0, chosen).to(x.dtype).view(M, -1, x.shape[1])
+    gate, up = torch.bmm(gate_up, x.unsqueeze(2)).view(M * A, -1).chunk(2, dim=-1)
+    rows = F.silu(gate) * up * gates.reshape(-1, 1).to(x.dtype)
+    down = down_proj.index_select(0, chosen).to(x.dtype)
+    return torch.bmm(rows.unsqueeze(1), down.transpose(1, 2)).view(M, A, -1).sum(1)  # row times matrix: 3x faster
+
+
+class Dispatch(torch.autograd.Function):
+    """Copy each token to its A rows: x [M,D] to [N,D]; backward is Combine."""
+
+    @staticmethod
+    def forward(ctx, x, token, place):
+        ctx.save_for_backward(token, place)
+        return x.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Combine.apply(grad, *ctx.saved_tensors), None, None
+
+
+class Combine(torch.autograd.Function):
+    """Sum each token's A rows: y [N,D] to [M,D]; backward is Dispatch."""
+
+    @staticmethod
+    def forward(ctx, y, token, place):
+        ctx.save_for_backward(token, place)
+        return F.embedding_bag(place, y, mode="sum")  # gather and sum at once, without [M,A,D] in between
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Dispatch.apply(grad, *ctx.saved_tensors), None, None
+
+
+class MoE(nn.Module):
+    """DeepSeekMoE (V3 eq. 12): moe(x [B,T,D]) gives shared experts + routed experts, [B,T,D].
+
+    `balance_loss` is the 0-dim sequence-wise loss, times aux_loss_alpha, of the last forward in training; else None.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.gate = Gate(cfg)
+        self.experts = Experts(cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size)
+        shared = cfg.n_shared_experts * cfg.moe_intermediate_size
+        self.shared_experts = SwiGLU(cfg.hidden_size, shared) if shared else None
+        self.balance_loss = None
+
+    def forward(self, x, impl="auto"):
+        rows = x.flatten(0, 1)
+        indices, gates, scores = self.gate(rows)
+        out = self.experts(rows, indices, gates, impl).reshape(x.shape)
+        self.balance_loss = self._balance(scores, indices, x.shape[:2]) if self.training else None
+        return out if self.shared_experts is None else out + self.shared_experts(x)
+
+    def _balance(self, scores, indices, shape):
+        if not self.cfg.aux_loss_alpha:
+            return scores.new_zeros(())
+        if self.cfg.scoring_func == "sigmoid":  # V3 eq. 18 counts the best scores, not the biased choice
+            indices = scores.topk(indices.shape[-1], dim=-1, sorted=False).indices
+        return reference.balance_loss(scores.unflatten(0, shape), indices.unflatten(0, shape), self.cfg.aux_loss_alpha)
+
+    def __getstate__(self):
+        return {**self.__dict__, "balance_loss": None}  # it holds a graph, which cannot be copied
