@@ -143,13 +143,13 @@ def pad_to_16_bytes(x, gate_up_proj, down_proj):
 
 def experts_gathered(x, indices, gates, gate_up_proj, down_proj):
     """The experts' sum for a few tokens, by a copy of just the weights they chose; arguments as experts_loop."""
-    M, A = indices.shape
+    (M, A), (_, two_f, D) = indices.shape, gate_up_proj.shape
     chosen = indices.flatten()
-    gate_up = gate_up_proj.index_select(0, chosen).to(x.dtype).view(M, -1, x.shape[1])
-    gate, up = torch.bmm(gate_up, x.unsqueeze(2)).view(M * A, -1).chunk(2, dim=-1)
+    gate_up = gate_up_proj.index_select(0, chosen).to(x.dtype).view(M, A * two_f, D)
+    gate, up = torch.bmm(gate_up, x.unsqueeze(2)).view(M * A, two_f).chunk(2, dim=-1)
     rows = F.silu(gate) * up * gates.reshape(-1, 1).to(x.dtype)
     down = down_proj.index_select(0, chosen).to(x.dtype)
-    return torch.bmm(rows.unsqueeze(1), down.transpose(1, 2)).view(M, A, -1).sum(1)  # row times matrix: 3x faster
+    return torch.bmm(rows.unsqueeze(1), down.transpose(1, 2)).view(M, A, D).sum(1)  # row times matrix: 3x faster
 
 
 class Dispatch(torch.autograd.Function):
