@@ -5,7 +5,8 @@ decomposition, so that every direction of the matrix learns at one pace. A few N
 matrix products, come near enough to it. Here all matrices of one shape, whichever layer or expert they belong to, go
 through as one batch: some ten batched products a step instead of hundreds of small ones.
 
-With Moonlight's factor 0.2·sqrt(max(A,B)) an update has the RMS of AdamW's, so one rate serves both (2502.16982, eq. 4).
+With Moonlight's factor 0.2·sqrt(max(A,B)) an update has the RMS of AdamW's, so one rate serves
+both (2502.16982, eq. 4).
 The embedding, the head and all vectors (norms, biases) stay with AdamW.
 """
 
@@ -68,7 +69,7 @@ def same_shape(params):
 def orthogonalise(matrices, steps=5):
     """About U·Vᵀ of each matrix in [N,A,B], by Newton-Schulz: X ← aX + (bS + cS²)X with S = X·Xᵀ.
 
-    bfloat16 where the hardware multiplies it, else float32: the singular values end between 0.7 and 1.2 either way.
+    bfloat16 where the hardware multiplies it, else float32: the singular values end at about 0.7 to 1.2 either way.
     """
     a, b, c = NEWTON_SCHULZ
     X = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
@@ -113,7 +114,7 @@ def build_optimizers(model, lr_muon, lr_adam, weight_decay):
 
 
 def schedule(step, steps, warmup):
-    """What multiplies the rates in step `step` of `steps`: up from 1/warmup to 1 in `warmup` steps, then linear to 0."""
+    """What multiplies the rates in step `step` of `steps`: up to 1 in `warmup` steps, then linear to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (steps - step) / max(1, steps - warmup))
