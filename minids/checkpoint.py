@@ -40,6 +40,7 @@ def save(folder, step, tensors, meta, keep=2):
         write(temporary, step, tensors, meta)
         put(temporary, home / name_of(step))
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(explain(error, home, step, tensors)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -213,5 +214,5 @@ def explain(error, home, step, tensors):
     if getattr(error, "errno", None) in FULL or "No space left" in str(error) or "os error 28" in str(error):
         need = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
         free = shutil.disk_usage(home).free / 2**20
-        return f"{what}: the disk is full ({need:.0f} MiB needed, {free:.0f} free); make room, then resume"
+        return f"{what}: the disk is full ({need:.1f} MiB needed, {free:.1f} free); make room, then resume"
     return f"{what}: {error}"

@@ -6,8 +6,7 @@ matrix products, come near enough to it. Here all matrices of one shape, whichev
 through as one batch: some ten batched products a step instead of hundreds of small ones.
 
 With Moonlight's factor 0.2·sqrt(max(A,B)) an update has the RMS of AdamW's, so one rate serves
-both (2502.16982, eq. 4).
-The embedding, the head and all vectors (norms, biases) stay with AdamW.
+both (2502.16982, eq. 4). The embedding, the head and all vectors (norms, biases) stay with AdamW.
 """
 
 import torch
