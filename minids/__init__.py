@@ -1,1 +1,11 @@
-"""minids: from a working transformer to a working mini-DeepSeek."""
+"""minids: the compact reference of DeepSeek's techniques, and the package behind the course.
+
+`import minids` needs torch alone; what reads files, trains or draws is imported where it is used.
+"""
+
+from minids import accounting, mla, moe
+from minids.config import ConfigError, ModelConfig
+from minids.generate import generate
+from minids.model import Transformer
+
+__all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "generate", "mla", "moe"]

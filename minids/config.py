@@ -160,10 +160,17 @@ def _check_experts(cfg):
     _need(cfg.topk_group <= groups, f"topk_group {cfg.topk_group} is more than n_group {groups}")
     reachable = cfg.topk_group * (E // groups)
     if cfg.topk_method != "greedy":
-        _need(A <= reachable, f"num_experts_per_tok {A} is more than the {reachable} experts of {cfg.topk_group} groups")
+        _need(
+            reachable >= A, f"num_experts_per_tok {A} is more than the {reachable} experts of {cfg.topk_group} groups"
+        )
     if cfg.topk_method == "noaux_tc":
-        _need(E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores a group by 2")
-        _need(cfg.scoring_func == "sigmoid", f"scoring_func is {cfg.scoring_func!r}; topk_method 'noaux_tc' needs 'sigmoid'")
+        _need(
+            E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores a group by 2"
+        )
+        _need(
+            cfg.scoring_func == "sigmoid",
+            f"scoring_func is {cfg.scoring_func!r}; topk_method 'noaux_tc' needs 'sigmoid'",
+        )
     else:
         _need(
             cfg.scoring_func == "softmax",
@@ -203,9 +210,15 @@ def _read_json(source):
         raise ConfigError(f"{path} is not JSON ({error})") from None
 
 
-REQUIRED = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads rms_norm_eps max_position_embeddings"
-).split()
+REQUIRED = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "rms_norm_eps",
+    "max_position_embeddings",
+]
 
 
 def _fields_from_hub(hub):

@@ -1,0 +1,109 @@
+"""What every block is made of: RMSNorm, RoPE with YaRN, SwiGLU.
+
+RoPE turns each pair (2i, 2i+1) of a vector by position * f_i, and leaves it in place, as hub checkpoints have it; then
+the product of a query and a key depends on the distance of their positions alone. YaRN (2309.00071) stretches the slow
+frequencies, which a short training never saw turn once, and leaves the fast ones: f = f/s * ramp + f * (1 - ramp).
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def rms_norm(x, weight, eps):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; computed in fp32, given in x's dtype (1910.07467)."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """rms_norm with a learned weight [D]; [...,D] to [...,D]."""
+
+    def __init__(self, width, eps=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward down(silu(gate(x)) * up(x)); [...,D] to [...,D], `width` inside (2002.05202)."""
+
+    def __init__(self, hidden, width):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rope_width(cfg):
+    """How many dimensions of a head RoPE turns: qk_rope_head_dim for "mla", all of them for "mha" and "gqa"."""
+    return cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.attention_head_dim
+
+
+def rope_tables(cfg, positions):
+    """cos and sin [T,R/2] fp32 of `positions` [T]; YaRN's factor for them included (2309.00071)."""
+    scaling = tuple(sorted((cfg.rope_scaling or {}).items()))
+    frequencies = inverse_frequencies(rope_width(cfg), cfg.rope_theta, scaling, positions.device)
+    angles = positions[:, None].float() * frequencies
+    factor = table_factor(cfg.rope_scaling)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+@lru_cache(maxsize=32)
+def inverse_frequencies(width, theta, scaling, device):
+    """f_i = theta^(-2i/R), [R/2] fp32, stretched as YaRN says where `scaling` (its settings as pairs) is not empty."""
+    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+    if not scaling:
+        return frequencies.float()
+    yarn = dict(scaling)
+    original = yarn["original_max_position_embeddings"]
+
+    def turns_at(rotations):  # the dimension that turns so often over the original length
+        return width * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(turns_at(yarn.get("beta_fast") or 32)), 0)
+    high = min(math.ceil(turns_at(yarn.get("beta_slow") or 1)), width - 1)
+    index = torch.arange(width // 2, dtype=torch.float64, device=device)
+    ramp = ((index - low) / (high - low or 0.001)).clamp(0, 1)
+    return (frequencies / yarn["factor"] * ramp + frequencies * (1 - ramp)).float()
+
+
+def mscale(factor, weight=1.0):
+    """YaRN's m = 0.1 * weight * ln(factor) + 1, by which attention over a stretched context is sharpened."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def table_factor(scaling):
+    """The factor of cos and sin: m(mscale) / m(mscale_all_dim), or m where a config omits either (as transformers)."""
+    if not scaling:
+        return 1.0
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    one, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if one and all_dim:
+        return mscale(scaling["factor"], one) / mscale(scaling["factor"], all_dim)
+    return mscale(scaling["factor"])
+
+
+def softmax_scale(cfg):
+    """The factor of the attention scores: the head's width ^ -0.5, for MLA with YaRN times m(mscale_all_dim)^2."""
+    if cfg.attention != "mla":
+        return cfg.attention_head_dim**-0.5
+    weight = (cfg.rope_scaling or {}).get("mscale_all_dim")
+    return cfg.qk_head_dim**-0.5 * (mscale(cfg.rope_scaling["factor"], weight) ** 2 if weight else 1.0)
+
+
+def apply_rope(x, cos, sin):
+    """Turn the pairs (2i, 2i+1) of x [...,T,H,R] by cos and sin [T,R/2]; in fp32, given in x's dtype (2104.09864)."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)

@@ -1,0 +1,108 @@
+"""The MLA layer with its latent cache: expanded for training and prefill, absorbed for decode.
+
+With a cache of S positions, expanding costs S*C*(P+V) multiply-adds a head however few the T queries are; absorbing
+costs T*C*(P+V) once, and then T*S*(C - P + C - V) more in the attention. `form="auto"` takes the cheaper one.
+"""
+
+import torch
+from torch import nn
+
+from minids.gqa import Cache, causal_attention
+from minids.layers import RMSNorm, apply_rope, softmax_scale
+
+FORMS = ("auto", "expanded", "absorbed")
+NORM_EPS = 1e-6  # of the inner norms, whatever the config says: as transformers
+
+
+class LatentCache(Cache):
+    """Latents [B,max_len,C] and rope keys [B,max_len,R] of one layer: C+R numbers per token and nothing else."""
+
+    def __init__(self, batch, max_len, latent, rope, dtype=torch.float32, device="cpu"):
+        super().__init__(max_len, [torch.zeros(batch, max_len, n, dtype=dtype, device=device) for n in (latent, rope)])
+
+
+class MLA(nn.Module):
+    """Multi-head Latent Attention: attn(x [B,T,D], cos, sin [T,R/2], cache=None) gives [B,T,D] (V3 eq. 1-11).
+
+    With a cache the T tokens follow what it holds. `form` is "auto", "expanded" or "absorbed"; `impl` is "auto" or
+    "torch". Raises ValueError for another form, or where the cache is full.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg, self.scale = cfg, softmax_scale(cfg)
+        D, H, C, R = cfg.hidden_size, cfg.num_attention_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+        if cfg.q_lora_rank:
+            self.q_a_proj = nn.Linear(D, cfg.q_lora_rank, bias=cfg.attention_bias)
+            self.q_a_layernorm = RMSNorm(cfg.q_lora_rank, NORM_EPS)
+            self.q_b_proj = nn.Linear(cfg.q_lora_rank, H * cfg.qk_head_dim, bias=False)
+        else:
+            self.q_proj = nn.Linear(D, H * cfg.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(D, C + R, bias=cfg.attention_bias)
+        self.kv_a_layernorm = RMSNorm(C, NORM_EPS)
+        self.kv_b_proj = nn.Linear(C, H * (cfg.qk_nope_head_dim + cfg.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(H * cfg.v_head_dim, D, bias=cfg.attention_bias)
+
+    def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
+        check(form, impl)
+        q_nope, q_rope = self.queries(x, cos, sin)
+        c_kv, k_rope = self.latents(x, cos, sin)
+        if cache is not None:
+            c_kv, k_rope = (t.to(q_nope.dtype) for t in cache.append(c_kv, k_rope))
+        if form == "auto":
+            form = "absorbed" if absorbing_pays(self.cfg, x.shape[1], c_kv.shape[1]) else "expanded"
+        attend = self.absorbed if form == "absorbed" else self.expanded
+        return self.o_proj(attend(q_nope, q_rope, c_kv, k_rope).flatten(-2))
+
+    def queries(self, x, cos, sin):
+        """q_nope [B,T,H,P] and q_rope [B,T,H,R], turned (V3 eq. 6-9)."""
+        cfg = self.cfg
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if cfg.q_lora_rank else self.q_proj(x)
+        q = q.unflatten(-1, (cfg.num_attention_heads, cfg.qk_head_dim))
+        q_nope, q_rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], -1)
+        return q_nope, apply_rope(q_rope, cos, sin)
+
+    def latents(self, x, cos, sin):
+        """What is cached: c_kv [B,T,C] after its norm and k_rope [B,T,R] after RoPE, without a norm (V3 eq. 1, 3)."""
+        cfg = self.cfg
+        c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], -1)
+        return self.kv_a_layernorm(c_kv), apply_rope(k_rope.unsqueeze(-2), cos, sin).squeeze(-2)
+
+    def expanded(self, q_nope, q_rope, c_kv, k_rope):
+        """As reference.attend_expanded, by the fused attention of torch."""
+        cfg = self.cfg
+        kv = self.kv_b_proj(c_kv).unflatten(-1, (cfg.num_attention_heads, -1))
+        k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], -1)
+        k_rope = k_rope.to(k_nope.dtype).unsqueeze(-2).expand(-1, -1, cfg.num_attention_heads, -1)
+        q = torch.cat([q_nope, q_rope.to(q_nope.dtype)], -1)
+        return causal_attention(q, torch.cat([k_nope, k_rope], -1), v, self.scale)
+
+    def absorbed(self, q_nope, q_rope, c_kv, k_rope):
+        """As reference.attend_absorbed; the H heads of a token are the rows of one matrix product over the cache."""
+        P, (B, T, H, _), S = self.cfg.qk_nope_head_dim, q_nope.shape, c_kv.shape[1]
+        kv_b = self.kv_b_proj.weight.view(H, -1, c_kv.shape[-1]).to(q_nope.dtype)
+        q_latent = torch.matmul(q_nope.transpose(1, 2), kv_b[:, :P]).reshape(B, H * T, -1)
+        q_rope = q_rope.transpose(1, 2).reshape(B, H * T, -1)
+        scores = torch.baddbmm(torch.bmm(q_rope, k_rope.mT), q_latent, c_kv.mT, beta=self.scale, alpha=self.scale)
+        if T > 1:
+            seen = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
+            scores = scores.view(B, H, T, S).masked_fill(~seen, float("-inf")).view(B, H * T, S)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(c_kv.dtype)
+        latent = torch.bmm(weights, c_kv).view(B, H, T, -1)
+        return torch.matmul(latent, kv_b[:, P:].mT).transpose(1, 2)
+
+
+def absorbing_pays(cfg, T, S):
+    """Whether the absorbed form needs fewer multiply-adds for T queries over S positions than the expanded one."""
+    C, P, V = cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.v_head_dim
+    extra = T * S * max(2 * C - P - V, 0)
+    return T * C * (P + V) + extra < S * C * (P + V)
+
+
+def check(form, impl):
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
+    if impl == "triton":
+        raise NotImplementedError("the Triton kernels of MLA come in a later version; use impl='auto'")
+    if impl not in ("auto", "torch"):
+        raise ValueError(f"impl is {impl!r}; it must be one of auto, torch, triton")

@@ -1,0 +1,49 @@
+"""Multi-head Latent Attention in equations: one latent per position instead of keys and values per head.
+
+    c_t = RMSNorm(W_DKV x_t)  [C]     k_rope_t = RoPE(W_KR x_t)  [R], one for all heads     (V3 eq. 1, 3)
+
+Only c_t and k_rope_t are cached. W_UK and W_UV (together `kv_b`, [H,P+V,C]) make keys and values of the latent:
+
+    expanded   k_nope = W_UK c, v = W_UV c; then attention as ever, H heads of width P+R. Best where T is near S.
+    absorbed   q_nope . (W_UK c) = (W_UK^T q_nope) . c, so the queries go to the latent instead, and the sum of values
+               is taken over latents: one K/V head of width C+R for all H. Nothing is expanded. Best where T is small.
+
+Both are the same function; the scale is (P+R)^-0.5 in both (V2 eq. 9-19).
+"""
+
+import torch
+from torch import Tensor
+
+
+def visible(T: int, S: int, device=None) -> Tensor:
+    """Which of S keys each of the last T positions may see: [T,S] bool, causal."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def expand(c_kv: Tensor, kv_b: Tensor, nope: int) -> tuple[Tensor, Tensor]:
+    """Keys without rope [B,S,H,P] and values [B,S,H,V] of the latents [B,S,C]; kv_b [H,P+V,C] (V3 eq. 2, 5)."""
+    both = torch.einsum("bsc,hdc->bshd", c_kv, kv_b)
+    return both[..., :nope], both[..., nope:]
+
+
+def attend_expanded(q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, kv_b: Tensor, scale: float) -> Tensor:
+    """Attention over expanded keys and values; q_nope [B,T,H,P], q_rope [B,T,H,R], c_kv [B,S,C] to [B,T,H,V]."""
+    k_nope, v = expand(c_kv, kv_b, q_nope.shape[-1])
+    scores = torch.einsum("bthp,bshp->bhts", q_nope, k_nope) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
+    return torch.einsum("bhts,bshv->bthv", softmax(scores * scale, v.dtype), v)
+
+
+def attend_absorbed(q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, kv_b: Tensor, scale: float) -> Tensor:
+    """The same over the latents themselves, nothing expanded; arguments and result as attend_expanded."""
+    w_uk, w_uv = kv_b.split([q_nope.shape[-1], kv_b.shape[1] - q_nope.shape[-1]], dim=1)
+    q_latent = torch.einsum("bthp,hpc->bthc", q_nope, w_uk)
+    scores = torch.einsum("bthc,bsc->bhts", q_latent, c_kv) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
+    latent = torch.einsum("bhts,bsc->bthc", softmax(scores * scale, c_kv.dtype), c_kv)
+    return torch.einsum("bthc,hvc->bthv", latent, w_uv)
+
+
+def softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Causal softmax of scores [B,H,T,S], in fp32 (fp64 stays), given in `dtype` (V3 eq. 10)."""
+    T, S = scores.shape[-2:]
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return wide.masked_fill(~visible(T, S, scores.device), float("-inf")).softmax(-1).to(dtype)
