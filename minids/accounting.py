@@ -64,9 +64,6 @@ def kv_bytes_per_token(cfg, dtype=torch.bfloat16):
 
 def train_flops_per_token(cfg, seq_len=4096):
     """Training FLOPs per token at `seq_len`: 6·N(active, with the head) + 3·L·H·(n+r+v)·S, causal."""
-    if cfg.attention == "mla":
-        widths = cfg.qk_head_dim + cfg.v_head_dim
-    else:
-        widths = 2 * cfg.attention_head_dim
+    widths = cfg.qk_head_dim + cfg.v_head_dim if cfg.attention == "mla" else 2 * cfg.attention_head_dim
     attention = 3 * cfg.num_hidden_layers * cfg.num_attention_heads * widths * seq_len
     return 6 * parameters(cfg).active + attention

@@ -211,7 +211,11 @@ def digest_of_json(value):
 def explain(error, home, step, tensors):
     """One sentence on a checkpoint that could not be written."""
     what = f"checkpoint {name_of(step)} cannot be written in {home}"
-    if getattr(error, "errno", None) in FULL or "No space left" in str(error) or "os error 28" in str(error):
+    if (
+        getattr(error, "errno", None) in FULL
+        or "No space left" in str(error)
+        or re.search(r"os error (27|28|122)\b", str(error))
+    ):
         need = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
         free = shutil.disk_usage(home).free / 2**20
         return f"{what}: the disk is full ({need:.1f} MiB needed, {free:.1f} free); make room, then resume"

@@ -75,7 +75,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name, **changes):
-        """The configuration called `name` (see PRESETS), with `changes` applied; raises ConfigError for another name."""
+        """The configuration called `name` (see PRESETS), with `changes` applied; raises ConfigError."""
         if name not in PRESETS:
             raise ConfigError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
@@ -144,7 +144,7 @@ def _check_baseline(cfg):
     if not cfg.head_dim:
         _need(
             cfg.hidden_size % heads == 0,
-            f"hidden_size {cfg.hidden_size} is not a multiple of num_attention_heads {heads}; set head_dim, or change one",
+            f"hidden_size {cfg.hidden_size} is not a multiple of num_attention_heads {heads}; set head_dim",
         )
     _need(
         groups and heads % groups == 0,
@@ -160,16 +160,12 @@ def _check_experts(cfg):
     _need(cfg.topk_group <= groups, f"topk_group {cfg.topk_group} is more than n_group {groups}")
     reachable = cfg.topk_group * (E // groups)
     if cfg.topk_method != "greedy":
-        _need(
-            reachable >= A, f"num_experts_per_tok {A} is more than the {reachable} experts of {cfg.topk_group} groups"
-        )
+        _need(reachable >= A, f"num_experts_per_tok {A} exceeds the {reachable} experts of {cfg.topk_group} groups")
     if cfg.topk_method == "noaux_tc":
-        _need(
-            E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores a group by 2"
-        )
+        _need(E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores it by 2")
         _need(
             cfg.scoring_func == "sigmoid",
-            f"scoring_func is {cfg.scoring_func!r}; topk_method 'noaux_tc' needs 'sigmoid'",
+            f"scoring_func {cfg.scoring_func!r}: topk_method 'noaux_tc' needs 'sigmoid'",
         )
     else:
         _need(
