@@ -76,6 +76,7 @@ def causal_attention(q, k, v, scale):
     mask = None
     if 1 < T < S:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    q, k, v, width = *(t.transpose(1, 2) for t in (q, k, v)), v.shape[-1]
+    v = F.pad(v, (0, max(0, q.shape[-1] - width)))  # torch's fused attention takes q, k and v of one width only
     options = {"scale": scale, "is_causal": T == S > 1, "enable_gqa": q.shape[1] != k.shape[1]}
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[..., :width].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What every block is made of: RMSNorm, RoPE with YaRN, SwiGLU.
+"""What every model is made of: RMSNorm, RoPE with YaRN, SwiGLU, and the loss.
 
 RoPE turns each pair (2i, 2i+1) of a vector by position * f_i, and leaves it in place, as hub checkpoints have it; then
 the product of a query and a key depends on the distance of their positions alone. YaRN (2309.00071) stretches the slow
@@ -15,8 +15,8 @@ from torch import nn
 
 def rms_norm(x, weight, eps):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; computed in fp32, given in x's dtype (1910.07467)."""
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    wide = x if x.dtype == torch.float64 else x.float()
+    return weight * F.rms_norm(wide, weight.shape, eps=eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -55,7 +55,7 @@ def rope_tables(cfg, positions):
     frequencies = inverse_frequencies(rope_width(cfg), cfg.rope_theta, scaling, positions.device)
     angles = positions[:, None].float() * frequencies
     factor = table_factor(cfg.rope_scaling)
-    return angles.cos() * factor, angles.sin() * factor
+    return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
 
 
 @lru_cache(maxsize=32)
@@ -104,6 +104,52 @@ def softmax_scale(cfg):
 
 def apply_rope(x, cos, sin):
     """Turn the pairs (2i, 2i+1) of x [...,T,H,R] by cos and sin [T,R/2]; in fp32, given in x's dtype (2104.09864)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+    pairs = (x if x.dtype == torch.float64 else x.float()).unflatten(-1, (-1, 2)).contiguous()
+    turned = torch.view_as_complex(pairs) * torch.complex(cos, sin).unsqueeze(-2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of x [N,D] W^T [D,V] against targets [N], in nats, a chunk of the logits at a time.
+
+    The gradients are computed with the loss, while a chunk is at hand, so the [N,V] logits are never whole in memory.
+    Targets of -100 do not count. `dtype` is that of the products; the softmax is in fp32.
+    """
+
+    CHUNK = 512
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, dtype):
+        counts = targets != -100
+        share = counts / counts.sum().clamp_min(1)
+        w, dx, dw = weight.to(dtype), torch.empty_like(x), torch.zeros_like(weight)
+        losses = []
+        for begin in range(0, len(x), LinearCrossEntropy.CHUNK):
+            rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
+            part, target = x[rows].to(dtype), targets[rows].clamp_min(0).unsqueeze(1)
+            logits = F.linear(part, w)
+            logits = logits if dtype == torch.float64 else logits.float()
+            normal = logits.logsumexp(-1, keepdim=True)
+            losses.append(((normal - logits.gather(1, target)).squeeze(1) * share[rows]).sum())
+            grad = logits.sub_(normal).exp_()  # the softmax, minus 1 at the target
+            grad.scatter_add_(1, target, torch.full_like(normal, -1)).mul_(share[rows].unsqueeze(1))
+            grad = grad.to(dtype)
+            dx[rows] = grad @ w
+            dw += grad.mT @ part
+        ctx.save_for_backward(dx, dw)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dw = ctx.saved_tensors
+        return dx * grad, dw * grad, None, None
+
+
+def linear_cross_entropy(x, weight, targets):
+    """See LinearCrossEntropy; the products are in autocast's dtype where it is on. x [N,D], weight [V,D]."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    with torch.autocast(kind, enabled=False):
+        if torch.is_grad_enabled():
+            return LinearCrossEntropy.apply(x, weight, targets, dtype)
+        return F.cross_entropy(F.linear(x.to(dtype), weight.to(dtype)).float(), targets)

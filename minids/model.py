@@ -7,11 +7,10 @@ Pre-norm residual blocks (V3 figure 2):  h = x + Attention(RMSNorm(x));  out = h
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minids.gqa import GQA, KVCache
-from minids.layers import RMSNorm, SwiGLU, rope_tables
+from minids.layers import RMSNorm, SwiGLU, linear_cross_entropy, rope_tables
 from minids.mla import MLA, LatentCache
 from minids.moe import Experts, Gate, MoE
 
@@ -54,6 +53,11 @@ class Transformer(nn.Module):
 
         With a `cache` (from `new_cache`) the tokens continue what it holds, and are added to it.
         """
+        x = self.hidden(tokens, cache)
+        return self.lm_head(x[:, -1:] if last_only else x)
+
+    def hidden(self, tokens, cache=None):
+        """The hidden states [B,T,D] behind the final norm; arguments as in forward."""
         start = cache[0].length if cache else 0
         check_tokens(tokens, self.cfg, start)
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
@@ -61,17 +65,15 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, cos, sin, cache[index] if cache else None)
-        if last_only:
-            x = x[:, -1:]
-        return self.lm_head(self.norm(x))
+        return self.norm(x)
 
     def loss(self, tokens, targets):
         """The loss to differentiate (with the balance loss) and the cross-entropy in nats per token, detached.
 
         tokens and targets are [B,T]; targets of -100 do not count.
         """
-        logits = self(tokens)
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        x = self.hidden(tokens).flatten(0, 1)
+        cross_entropy = linear_cross_entropy(x, self.lm_head.weight, targets.flatten())
         balance = sum(moe.balance_loss for moe in self.moe_layers() if moe.balance_loss is not None)
         return cross_entropy + balance, cross_entropy.detach()
 

@@ -15,10 +15,10 @@ NORM_EPS = 1e-6  # of the inner norms, whatever the config says: as transformers
 
 
 class LatentCache(Cache):
-    """Latents [B,max_len,C] and rope keys [B,max_len,R] of one layer: C+R numbers per token and nothing else."""
+    """Latents and rope keys of one layer in one tensor [B,max_len,C+R]: C+R numbers per token and nothing else."""
 
     def __init__(self, batch, max_len, latent, rope, dtype=torch.float32, device="cpu"):
-        super().__init__(max_len, [torch.zeros(batch, max_len, n, dtype=dtype, device=device) for n in (latent, rope)])
+        super().__init__(max_len, [torch.zeros(batch, max_len, latent + rope, dtype=dtype, device=device)])
 
 
 class MLA(nn.Module):
@@ -46,13 +46,13 @@ class MLA(nn.Module):
     def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
         check(form, impl)
         q_nope, q_rope = self.queries(x, cos, sin)
-        c_kv, k_rope = self.latents(x, cos, sin)
+        latents = self.latents(x, cos, sin)
         if cache is not None:
-            c_kv, k_rope = (t.to(q_nope.dtype) for t in cache.append(c_kv, k_rope))
+            latents = cache.append(latents)[0].to(q_nope.dtype)
         if form == "auto":
-            form = "absorbed" if absorbing_pays(self.cfg, x.shape[1], c_kv.shape[1]) else "expanded"
+            form = "absorbed" if absorbing_pays(self.cfg, x.shape[1], latents.shape[1]) else "expanded"
         attend = self.absorbed if form == "absorbed" else self.expanded
-        return self.o_proj(attend(q_nope, q_rope, c_kv, k_rope).flatten(-2))
+        return self.o_proj(attend(q_nope, q_rope, latents).flatten(-2))
 
     def queries(self, x, cos, sin):
         """q_nope [B,T,H,P] and q_rope [B,T,H,R], turned (V3 eq. 6-9)."""
@@ -63,33 +63,36 @@ class MLA(nn.Module):
         return q_nope, apply_rope(q_rope, cos, sin)
 
     def latents(self, x, cos, sin):
-        """What is cached: c_kv [B,T,C] after its norm and k_rope [B,T,R] after RoPE, without a norm (V3 eq. 1, 3)."""
+        """What is cached: c_kv after its norm beside k_rope, turned and without a norm, [B,T,C+R] (V3 eq. 1, 3)."""
         cfg = self.cfg
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], -1)
-        return self.kv_a_layernorm(c_kv), apply_rope(k_rope.unsqueeze(-2), cos, sin).squeeze(-2)
+        c_kv, k_rope = self.kv_a_layernorm(c_kv), apply_rope(k_rope.unsqueeze(-2), cos, sin).squeeze(-2)
+        return torch.cat([c_kv, k_rope.to(c_kv.dtype)], -1)
 
-    def expanded(self, q_nope, q_rope, c_kv, k_rope):
-        """As reference.attend_expanded, by the fused attention of torch."""
+    def expanded(self, q_nope, q_rope, latents):
+        """As reference.attend_expanded, by the fused attention of torch; latents [B,S,C+R] to [B,T,H,V]."""
         cfg = self.cfg
+        c_kv, k_rope = latents.split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], -1)
         kv = self.kv_b_proj(c_kv).unflatten(-1, (cfg.num_attention_heads, -1))
         k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], -1)
         k_rope = k_rope.to(k_nope.dtype).unsqueeze(-2).expand(-1, -1, cfg.num_attention_heads, -1)
         q = torch.cat([q_nope, q_rope.to(q_nope.dtype)], -1)
         return causal_attention(q, torch.cat([k_nope, k_rope], -1), v, self.scale)
 
-    def absorbed(self, q_nope, q_rope, c_kv, k_rope):
-        """As reference.attend_absorbed; the H heads of a token are the rows of one matrix product over the cache."""
-        P, (B, T, H, _), S = self.cfg.qk_nope_head_dim, q_nope.shape, c_kv.shape[1]
-        kv_b = self.kv_b_proj.weight.view(H, -1, c_kv.shape[-1]).to(q_nope.dtype)
-        q_latent = torch.matmul(q_nope.transpose(1, 2), kv_b[:, :P]).reshape(B, H * T, -1)
-        q_rope = q_rope.transpose(1, 2).reshape(B, H * T, -1)
-        scores = torch.baddbmm(torch.bmm(q_rope, k_rope.mT), q_latent, c_kv.mT, beta=self.scale, alpha=self.scale)
+    def absorbed(self, q_nope, q_rope, latents):
+        """As reference.attend_absorbed: the H heads of a token are rows of one product with the cache [B,S,C+R]."""
+        C, P, (B, T, H, _), S = self.cfg.kv_lora_rank, self.cfg.qk_nope_head_dim, q_nope.shape, latents.shape[1]
+        kv_b = self.kv_b_proj.weight.view(H, -1, C).to(q_nope.dtype)
+        q_latent = torch.einsum("bthp,hpc->bthc", q_nope, kv_b[:, :P])
+        q = torch.cat([q_latent, q_rope.to(q_latent.dtype)], -1).transpose(1, 2).reshape(B, H * T, -1)
+        latents = latents.to(q.dtype)
+        scores = torch.bmm(q * self.scale, latents.mT)
         if T > 1:
             seen = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
             scores = scores.view(B, H, T, S).masked_fill(~seen, float("-inf")).view(B, H * T, S)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(c_kv.dtype)
-        latent = torch.bmm(weights, c_kv).view(B, H, T, -1)
-        return torch.matmul(latent, kv_b[:, P:].mT).transpose(1, 2)
+        weights = torch.softmax(scores, -1, dtype=None if scores.dtype == torch.float64 else torch.float32)
+        latent = torch.bmm(weights.to(latents.dtype), latents)[..., :C].view(B, H, T, C)
+        return torch.einsum("bhtc,hvc->bthv", latent, kv_b[:, P:])
 
 
 def absorbing_pays(cfg, T, S):
