@@ -128,11 +128,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
             part, target = x[rows].to(dtype), targets[rows].clamp_min(0).unsqueeze(1)
             logits = F.linear(part, w)
-            logits = logits if dtype == torch.float64 else logits.float()
-            normal = logits.logsumexp(-1, keepdim=True)
-            losses.append(((normal - logits.gather(1, target)).squeeze(1) * share[rows]).sum())
-            grad = logits.sub_(normal).exp_()  # the softmax, minus 1 at the target
-            grad.scatter_add_(1, target, torch.full_like(normal, -1)).mul_(share[rows].unsqueeze(1))
+            log_p = logits.log_softmax(-1, dtype=None if dtype == torch.float64 else torch.float32)
+            losses.append((log_p.gather(1, target).squeeze(1) * -share[rows]).sum())
+            grad = log_p.exp_()  # the softmax, minus 1 at the target
+            grad.scatter_add_(1, target, torch.full(target.shape, -1.0, dtype=grad.dtype, device=grad.device)).mul_(share[rows].unsqueeze(1))
             grad = grad.to(dtype)
             dx[rows] = grad @ w
             dw += grad.mT @ part
