@@ -131,7 +131,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             log_p = logits.log_softmax(-1, dtype=None if dtype == torch.float64 else torch.float32)
             losses.append((log_p.gather(1, target).squeeze(1) * -share[rows]).sum())
             grad = log_p.exp_()  # the softmax, minus 1 at the target
-            grad.scatter_add_(1, target, torch.full(target.shape, -1.0, dtype=grad.dtype, device=grad.device)).mul_(share[rows].unsqueeze(1))
+            grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0)).mul_(share[rows].unsqueeze(1))
             grad = grad.to(dtype)
             dx[rows] = grad @ w
             dw += grad.mT @ part

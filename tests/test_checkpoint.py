@@ -85,7 +85,7 @@ def test_damage_is_refused_by_name_and_the_one_before_is_used(tmp_path, capsys, 
 def test_when_every_checkpoint_is_damaged_it_says_so(tmp_path):
     checkpoint.save(tmp_path, 1, tensors(), {})
     (tmp_path / "checkpoints" / "step-000001" / "state.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         checkpoint.load_latest(tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="step-000001 cannot be written in .*file"):
+    with pytest.raises(CheckpointError, match=r"step-000001 cannot be written in .*file"):
         checkpoint.save(tmp_path / "file", 1, tensors(), {})
 
 

@@ -1,0 +1,7 @@
+"""JupyterLab for the lessons: on this machine's own address with a token, no news prompt, nothing installed by a click."""
+
+c = get_config()  # noqa: F821
+c.ServerApp.ip = "127.0.0.1"
+c.LabApp.news_url = None
+c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
+c.LabApp.extension_manager = "readonly"
