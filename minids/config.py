@@ -15,6 +15,7 @@ Letters in shapes, for the whole package:
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 from minids.presets import PRESETS
 
@@ -112,6 +113,7 @@ class ModelConfig:
 
 def validate(cfg):
     """Raise ConfigError for the first field that cannot work, with its value and what was expected."""
+    _check_types(cfg)
     _check_positive(cfg)
     _choice(cfg, "attention", ("mla", "gqa", "mha"))
     _choice(cfg, "scoring_func", ("sigmoid", "softmax"))
@@ -124,6 +126,14 @@ def validate(cfg):
     if cfg.n_routed_experts:
         _check_experts(cfg)
     _check_rope(cfg)
+
+
+def _check_types(cfg):
+    for spec in fields(cfg):
+        value, kinds = getattr(cfg, spec.name), get_args(spec.type) or (spec.type,)
+        kinds += (int,) if float in kinds else ()
+        good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        _need(good, f"{spec.name} is {value!r}; it must be of type {getattr(spec.type, '__name__', spec.type)}")
 
 
 def _check_positive(cfg):
@@ -141,6 +151,7 @@ def _check_positive(cfg):
 
 def _check_baseline(cfg):
     heads, groups = cfg.num_attention_heads, cfg.kv_heads
+    _need(not cfg.attention_bias, "attention_bias is True; only attention 'mla' can have biases")
     if not cfg.head_dim:
         _need(
             cfg.hidden_size % heads == 0,
@@ -181,6 +192,8 @@ def _check_rope(cfg):
     _need(kind == "yarn", f"rope_scaling has type {kind!r}; minids knows 'yarn', or None for plain RoPE")
     for name in ("factor", "original_max_position_embeddings"):
         _need(name in cfg.rope_scaling, f"rope_scaling has no {name!r}; YaRN needs it")
+        value = cfg.rope_scaling[name]
+        _need(isinstance(value, int | float) and value > 0, f"rope_scaling's {name} is {value!r}; it must be positive")
 
 
 def _choice(cfg, name, allowed):
@@ -215,17 +228,24 @@ REQUIRED = [
     "rms_norm_eps",
     "max_position_embeddings",
 ]
+REQUIRED_MLA = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
+REQUIRED_MOE = ["moe_intermediate_size", "num_experts_per_tok", "first_k_dense_replace"]
 
 
 def _fields_from_hub(hub):
     kind = hub.get("model_type")
     if kind not in SAME_ARCHITECTURE:
         raise ConfigError(f"model_type is {kind!r}; minids opens {', '.join(sorted(SAME_ARCHITECTURE))}")
-    missing = [name for name in REQUIRED if name not in hub]
+    missing = [name for name in REQUIRED + (REQUIRED_MLA if kind != "minids" else []) if name not in hub]
+    missing += [name for name in REQUIRED_MOE if hub.get("n_routed_experts") and name not in hub]
     if missing:
         raise ConfigError(f"the hub config lacks {', '.join(missing)}; is this the whole config.json?")
+    _need(hub.get("rope_interleave") is not False, "rope_interleave is False; minids turns interleaved pairs only")
     own = {f.name for f in fields(ModelConfig)} - {"hub"}
     values = {**_hub_defaults(kind), **{name: hub[name] for name in own & hub.keys()}}
+    for name in ("n_group", "topk_group", "topk_method", "norm_topk_prob", "first_k_dense_replace"):
+        if name in values and values[name] is None:  # as transformers writes what it does not use
+            values[name] = _hub_defaults(kind)[name]
     if kind != "minids":
         values |= {"attention": "mla", "head_dim": 0}
     scaling, rope = hub.get("rope_scaling"), hub.get("rope_parameters")
@@ -245,7 +265,8 @@ def _hub_defaults(kind):
     v2 = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False, "aux_loss_alpha": 0.001}
     v3 = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "aux_loss_alpha": 0.0001}
     none = {"n_routed_experts": 0, "n_shared_experts": 0, "num_nextn_predict_layers": 0, "q_lora_rank": None}
-    return {**(v2 if kind == "deepseek_v2" else v3), **none, "rope_theta": 10000.0}
+    none |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "rope_theta": 10000.0}
+    return {**(v2 if kind == "deepseek_v2" else v3), **none}
 
 
 def _rope_type(rope):
@@ -261,9 +282,9 @@ def _plain_scaling(rope):
 
 def _hub_from_fields(cfg):
     own = {k: v for k, v in asdict(cfg).items() if k != "hub"}
-    if cfg.hub:  # give back what was read, with what has changed since
-        read = _fields_from_hub(cfg.hub)
-        edits = {k: v for k, v in own.items() if k in read and read[k] != v}
+    if cfg.hub and (cfg.attention == "mla" or cfg.hub["model_type"] == "minids"):
+        read = asdict(ModelConfig.from_hf(cfg.hub))  # give back what was read, with what has changed since
+        edits = {k: v for k, v in own.items() if read[k] != v}
         rope = _hub_rope(cfg) if edits.keys() & {"rope_theta", "rope_scaling"} else {}
         if "num_nextn_predict_layers" in edits and "num_mtp_layers" in cfg.hub:
             edits["num_mtp_layers"] = edits["num_nextn_predict_layers"]

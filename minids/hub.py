@@ -72,7 +72,10 @@ def weight_files(folder):
     """The safetensors files of a checkpoint; raises FileNotFoundError naming those that are missing."""
     index = folder / INDEX
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointFormatError(f"{index} is not a whole index of shards; fetch it again") from None
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (folder / name).exists()]
@@ -90,7 +93,8 @@ def read_tensors(files, cfg):
                 where |= dict.fromkeys(reader.keys(), path)
         except SafetensorError as error:
             raise CheckpointFormatError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
-    skipped = [key for key in where if layer_index(key) >= cfg.num_hidden_layers]
+    mtp = {layer_index(key) for key in where if key.endswith(".eh_proj.weight")}  # a projection only MTP layers have
+    skipped = [key for key in where if layer_index(key) >= cfg.num_hidden_layers and layer_index(key) in mtp]
     if skipped:
         log.warning("left out %d weights of MTP layers, such as %s", len(skipped), skipped[0])
     wanted = [key for key in where if key not in set(skipped) and not key.endswith("_scale_inv")]
@@ -138,8 +142,9 @@ def place(key, tensor, targets, filled, dtype, device):
         filled.setdefault("", {"surplus": []})["surplus"].append(key)
         return
     kind = torch.float32 if name.endswith("e_score_correction_bias") else dtype or tensor.dtype
-    entry = filled.setdefault(name, {"tensor": torch.empty(target.shape, dtype=kind, device=device), "parts": set()})
-    view = entry["tensor"]
+    if name not in filled:
+        filled[name] = {"tensor": torch.empty(target.shape, dtype=kind, device=device), "parts": set()}
+    view = filled[name]["tensor"]
     if part:
         index, half = int(part[0]), target.shape[1] // 2
         if index >= target.shape[0]:
@@ -150,7 +155,7 @@ def place(key, tensor, targets, filled, dtype, device):
     if view.shape != tensor.shape:
         raise CheckpointFormatError(f"{key} is {list(tensor.shape)}; the configuration makes it {list(view.shape)}")
     view.copy_(tensor)
-    entry["parts"].add(part)
+    filled[name]["parts"].add(part)
 
 
 def check_complete(filled, targets, cfg):
@@ -197,7 +202,7 @@ def hub_tensors(model):
 
 
 def save(model, path, max_shard_bytes=5 * 10**9):
-    """Write `model` into the folder `path` as the hub has it; each file to a temporary name first, then renamed."""
+    """Write `model` into the folder `path` as the hub has it; what was there stays whole until all is written."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     shards, size = [{}], 0
@@ -205,34 +210,51 @@ def save(model, path, max_shard_bytes=5 * 10**9):
         amount = tensor.numel() * tensor.element_size()
         if shards[-1] and size + amount > max_shard_bytes:
             shards, size = [*shards, {}], 0
-        shards[-1][name] = tensor.detach().cpu().contiguous().clone()
+        shards[-1][name] = tensor.detach()
         size += amount
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        replace_file(folder / name, lambda temporary, shard=shard: save_file(shard, temporary, {"format": "pt"}))
+    files = {name: lambda path, shard=shard: save_shard(shard, path) for name, shard in zip(names, shards, strict=True)}
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    else:
-        (folder / INDEX).unlink(missing_ok=True)
+        files[INDEX] = json_writer({"metadata": {"total_size": total}, "weight_map": weight_map})
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    write_json(folder / "config.json", {**model.cfg.to_hf(), "dtype": dtype, "torch_dtype": dtype})
+    config = {**model.cfg.to_hf(), "dtype": dtype, "torch_dtype": dtype}
+    config.pop("quantization_config", None)  # FP8 was dequantised as it was read
+    files["config.json"] = json_writer(config)
+    replace_files(folder, files)
+    (folder / (INDEX if len(shards) == 1 else "model.safetensors")).unlink(missing_ok=True)  # of an earlier save
+
+
+def save_shard(shard, path):
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in shard.items()}, path, {"format": "pt"})
+
+
+def json_writer(value):
+    return lambda path: path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_json(path, value):
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+    replace_file(path, json_writer(value))
 
 
 def replace_file(path, write):
     """Let `write` fill a temporary file beside `path`, then put it in its place: never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replace_files(path.parent, {path.name: write})
+
+
+def replace_files(folder, files):
+    """Let each of `files` (name to writer) write a temporary file in `folder`; when all are whole, rename them."""
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for name, write in files.items():
+            write(temporary[name])
+            with open(temporary[name], "rb") as file:
+                os.fsync(file.fileno())
+        for name in files:
+            os.replace(temporary[name], folder / name)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)

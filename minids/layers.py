@@ -151,4 +151,9 @@ def linear_cross_entropy(x, weight, targets):
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             return LinearCrossEntropy.apply(x, weight, targets, dtype)
-        return F.cross_entropy(F.linear(x.to(dtype), weight.to(dtype)).float(), targets)
+        wide, losses = torch.float64 if dtype == torch.float64 else torch.float32, []
+        for begin in range(0, len(x), LinearCrossEntropy.CHUNK):
+            rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
+            logits = F.linear(x[rows].to(dtype), weight.to(dtype)).to(wide)
+            losses.append(F.cross_entropy(logits, targets[rows], reduction="sum"))
+        return torch.stack(losses).sum() / (targets != -100).sum().clamp_min(1)

@@ -33,7 +33,6 @@ print(f"{minids.accounting.parameters(cfg).total:,} parameters, {minids.accounti
 # Before you train anything: what do gzip and xz need for the files that the model will never see?
 
 # %% tags=["nbval-ignore-output"]
-# NBVAL_IGNORE_OUTPUT
 corpus = data.load_corpus("stdlib")
 print(f"{len(corpus.train)} files to learn from, {len(corpus.heldout)} held out")
 print(f"gzip {corpus.gzip_bpb:.2f} bits per byte, xz {corpus.xz_bpb:.2f}")
@@ -129,13 +128,11 @@ verdict("01.2 apply_rope", apply_rope, layers.apply_rope, turns)
 # In `tiny` the attention is Multi-head Latent Attention (lesson 03) and the feed-forward a mixture of experts (lesson 07); here both are just parts that work. The next cell trains it. It is the command `python -m minids.train --preset tiny --steps 60 --out DIR`.
 
 # %% tags=["nbval-ignore-output"]
-# NBVAL_IGNORE_OUTPUT
 folder = Path(tempfile.mkdtemp()) / "run"
 code = train.main(["--preset", "tiny", "--steps", "60", "--out", str(folder)])
 assert code == 0, "training stopped; the line above says why"
 
 # %% tags=["nbval-ignore-output"]
-# NBVAL_IGNORE_OUTPUT
 rows = report.read_log(folder / "log.jsonl")
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot([row["step"] for row in rows], [row["bits_per_byte"] for row in rows], label="training")
@@ -151,7 +148,6 @@ plt.show()
 # The held-out loss decides: these files the model never saw. How far off was your prediction?
 
 # %% tags=["nbval-ignore-output"]
-# NBVAL_IGNORE_OUTPUT
 import json
 
 result = json.loads((folder / "run.json").read_text())["result"]
@@ -163,7 +159,6 @@ print(f"your prediction was {my_prediction:.2f}, off by {abs(my_prediction - bit
 # Sixty steps are a taste. `make train` takes five minutes and passes both compressors. The model that was written opens with one line:
 
 # %% tags=["nbval-ignore-output"]
-# NBVAL_IGNORE_OUTPUT
 model = minids.Transformer.from_pretrained(folder / "model")
 tokenizer = data.load_tokenizer(corpus, cfg.vocab_size)
 prompt = torch.tensor([tokenizer.encode("import ").ids])

@@ -1,4 +1,4 @@
-"""JupyterLab for the lessons: on this machine's own address with a token, no news prompt, nothing installed by a click."""
+"""JupyterLab for the lessons: loopback and a token, no news prompt, nothing installed by a click."""
 
 c = get_config()  # noqa: F821
 c.ServerApp.ip = "127.0.0.1"
