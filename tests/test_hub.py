@@ -235,7 +235,7 @@ def test_other_architectures_and_missing_folders(tmp_path):
     with pytest.raises(ConfigError, match="model_type is 'llama'; minids opens deepseek_v2, deepseek_v3"):
         Transformer.from_pretrained(tmp_path)
     for name in (tmp_path / "nowhere", "nowhere", tmp_path / "config.json"):
-        with pytest.raises(FileNotFoundError, match="is neither a folder with a config.json nor a hub id"):
+        with pytest.raises(FileNotFoundError, match=r"is neither a folder with a config\.json nor a hub id"):
             Transformer.from_pretrained(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"there is no .*empty.config\.json"):
