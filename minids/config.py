@@ -22,6 +22,14 @@ from minids.presets import PRESETS
 ARCHITECTURES = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
 SAME_ARCHITECTURE = {"deepseek_v2", "deepseek_v3", "kimi_k2", "minids"}  # model types whose checkpoints open here
 
+# Sizes that a model needs, and that must be positive; those of MLA; those of experts.
+SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+SIZES += ["rms_norm_eps", "max_position_embeddings"]
+MLA_SIZES = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
+MOE_SIZES = ["moe_intermediate_size", "num_experts_per_tok"]
+NULLABLE = ["n_group", "topk_group", "topk_method", "norm_topk_prob", "first_k_dense_replace"]  # as transformers
+NULLABLE += ["n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"]  # writes what it does not use
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be built; the message names the field, its value and what was expected."""
@@ -93,6 +101,7 @@ class ModelConfig:
 
     @property
     def qk_head_dim(self):
+        """Width of a head's query and key in MLA, P+R."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
@@ -137,13 +146,8 @@ def _check_types(cfg):
 
 
 def _check_positive(cfg):
-    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    names += ["max_position_embeddings", "rms_norm_eps", "rope_theta", "moe_layer_freq"]
-    if cfg.attention == "mla":
-        names += ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
-    if cfg.n_routed_experts:
-        names += ["moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group"]
-    for name in names:
+    names = [*SIZES, "rope_theta", "moe_layer_freq"] + MLA_SIZES * (cfg.attention == "mla")
+    for name in names + [*MOE_SIZES, "n_group", "topk_group"] * bool(cfg.n_routed_experts):
         _need((getattr(cfg, name) or 0) > 0, f"{name} is {getattr(cfg, name)}; it must be positive")
     for name in ("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
         _need((getattr(cfg, name) or 0) >= 0, f"{name} is {getattr(cfg, name)}; it must be 0 or more")
@@ -152,15 +156,10 @@ def _check_positive(cfg):
 def _check_baseline(cfg):
     heads, groups = cfg.num_attention_heads, cfg.kv_heads
     _need(not cfg.attention_bias, "attention_bias is True; only attention 'mla' can have biases")
-    if not cfg.head_dim:
-        _need(
-            cfg.hidden_size % heads == 0,
-            f"hidden_size {cfg.hidden_size} is not a multiple of num_attention_heads {heads}; set head_dim",
-        )
-    _need(
-        groups and heads % groups == 0,
-        f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; each key head serves as many",
-    )
+    unequal = f"hidden_size {cfg.hidden_size} is not a multiple of num_attention_heads {heads}; set head_dim"
+    _need(cfg.head_dim or cfg.hidden_size % heads == 0, unequal)
+    unequal = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+    _need(groups and heads % groups == 0, f"{unequal}; each key head serves as many")
     _need(cfg.attention_head_dim % 2 == 0, f"the head's width is {cfg.attention_head_dim}; RoPE turns pairs: even")
 
 
@@ -172,27 +171,22 @@ def _check_experts(cfg):
     reachable = cfg.topk_group * (E // groups)
     if cfg.topk_method != "greedy":
         _need(reachable >= A, f"num_experts_per_tok {A} exceeds the {reachable} experts of {cfg.topk_group} groups")
-    if cfg.topk_method == "noaux_tc":
+    scores, method = cfg.scoring_func, cfg.topk_method
+    if method == "noaux_tc":
         _need(E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores it by 2")
-        _need(
-            cfg.scoring_func == "sigmoid",
-            f"scoring_func {cfg.scoring_func!r}: topk_method 'noaux_tc' needs 'sigmoid'",
-        )
+        _need(scores == "sigmoid", f"scoring_func {scores!r}: topk_method 'noaux_tc' needs 'sigmoid'")
     else:
-        _need(
-            cfg.scoring_func == "softmax",
-            f"scoring_func is {cfg.scoring_func!r}; topk_method {cfg.topk_method!r} (V2) needs 'softmax'",
-        )
+        _need(scores == "softmax", f"scoring_func is {scores!r}; topk_method {method!r} (V2) needs 'softmax'")
 
 
 def _check_rope(cfg):
     if not cfg.rope_scaling:
         return
-    kind = cfg.rope_scaling.get("type")
+    yarn, kind = cfg.rope_scaling, cfg.rope_scaling.get("type")
     _need(kind == "yarn", f"rope_scaling has type {kind!r}; minids knows 'yarn', or None for plain RoPE")
     for name in ("factor", "original_max_position_embeddings"):
-        _need(name in cfg.rope_scaling, f"rope_scaling has no {name!r}; YaRN needs it")
-        value = cfg.rope_scaling[name]
+        _need(name in yarn, f"rope_scaling has no {name!r}; YaRN needs it")
+        value = yarn[name]
         _need(isinstance(value, int | float) and value > 0, f"rope_scaling's {name} is {value!r}; it must be positive")
 
 
@@ -219,33 +213,16 @@ def _read_json(source):
         raise ConfigError(f"{path} is not JSON ({error})") from None
 
 
-REQUIRED = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "rms_norm_eps",
-    "max_position_embeddings",
-]
-REQUIRED_MLA = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
-REQUIRED_MOE = ["moe_intermediate_size", "num_experts_per_tok", "first_k_dense_replace"]
-
-
 def _fields_from_hub(hub):
     kind = hub.get("model_type")
-    if kind not in SAME_ARCHITECTURE:
-        raise ConfigError(f"model_type is {kind!r}; minids opens {', '.join(sorted(SAME_ARCHITECTURE))}")
-    missing = [name for name in REQUIRED + (REQUIRED_MLA if kind != "minids" else []) if name not in hub]
-    missing += [name for name in REQUIRED_MOE if hub.get("n_routed_experts") and name not in hub]
-    if missing:
-        raise ConfigError(f"the hub config lacks {', '.join(missing)}; is this the whole config.json?")
+    _need(kind in SAME_ARCHITECTURE, f"model_type is {kind!r}; minids opens {', '.join(sorted(SAME_ARCHITECTURE))}")
+    required = SIZES + MLA_SIZES * (kind != "minids")
+    required += [*MOE_SIZES, "first_k_dense_replace"] * bool(hub.get("n_routed_experts"))
+    missing = ", ".join(name for name in required if name not in hub)
+    _need(not missing, f"the hub config lacks {missing}; is this the whole config.json?")
     _need(hub.get("rope_interleave") is not False, "rope_interleave is False; minids turns interleaved pairs only")
-    own = {f.name for f in fields(ModelConfig)} - {"hub"}
-    values = {**_hub_defaults(kind), **{name: hub[name] for name in own & hub.keys()}}
-    for name in ("n_group", "topk_group", "topk_method", "norm_topk_prob", "first_k_dense_replace"):
-        if name in values and values[name] is None:  # as transformers writes what it does not use
-            values[name] = _hub_defaults(kind)[name]
+    own, defaults = {f.name for f in fields(ModelConfig)} - {"hub"}, _hub_defaults(kind)
+    values = {**defaults, **{name: hub[name] for name in own & hub.keys()}}
     if kind != "minids":
         values |= {"attention": "mla", "head_dim": 0}
     scaling, rope = hub.get("rope_scaling"), hub.get("rope_parameters")
@@ -255,9 +232,8 @@ def _fields_from_hub(hub):
     values["rope_scaling"] = _plain_scaling(scaling)
     if hub.get("num_mtp_layers") is not None:
         values["num_nextn_predict_layers"] = hub["num_mtp_layers"]
-    for name in ("n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"):
-        values[name] = values[name] or 0
-    return values
+    unused = {name for name, value in values.items() if value is None and name in NULLABLE}
+    return values | {name: defaults[name] for name in unused}
 
 
 def _hub_defaults(kind):
