@@ -5,7 +5,6 @@ and the SHA-256 of both. A checkpoint is written under a temporary name, synced,
 disk has the whole of it or nothing of it. What does not match its checksum is refused by name.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -18,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from minids.files import disk_is_full, sync
+
 TENSORS, STATE, TEMPORARY = "tensors.safetensors", "state.json", "tmp-"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CheckpointError(ValueError):
@@ -141,6 +141,7 @@ def unpack_optimizers(optimizers, tensors):
 
 
 def parameters(optimizer):
+    """All parameters of `optimizer`, in the order in which its state is packed."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -148,6 +149,7 @@ def parameters(optimizer):
 
 
 def name_of(step):
+    """The folder's name of the checkpoint of `step`."""
     return f"step-{step:06d}"
 
 
@@ -185,18 +187,8 @@ def separate(tensors):
     return result
 
 
-def sync(path):
-    """Bring a file or a folder to the disk (folders only where the system can)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def digest(path):
+    """The SHA-256 of a file."""
     sha = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -205,17 +197,14 @@ def digest(path):
 
 
 def digest_of_json(value):
+    """The SHA-256 of what is to be written as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def explain(error, home, step, tensors):
     """One sentence on a checkpoint that could not be written."""
     what = f"checkpoint {name_of(step)} cannot be written in {home}"
-    if (
-        getattr(error, "errno", None) in FULL
-        or "No space left" in str(error)
-        or re.search(r"os error (27|28|122)\b", str(error))
-    ):
+    if disk_is_full(error):
         need = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
         free = shutil.disk_usage(home).free / 2**20
         return f"{what}: the disk is full ({need:.1f} MiB needed, {free:.1f} free); make room, then resume"

@@ -12,12 +12,15 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from minids.files import replace_file
 
 HELD_OUT = 10  # percent of the files
 BLOCKS = 100  # a corpus of one file is split into as many
@@ -42,6 +45,7 @@ class Corpus:
 
     @cached_property
     def hash(self):
+        """What identifies the texts and their split: 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for part in (self.train, self.heldout):
             digest.update(len(part).to_bytes(8, "little"))
@@ -84,7 +88,7 @@ def load_corpus(spec="stdlib", cache_dir=None):
     elif spec.startswith("hf:"):
         named = hub_rows(spec[3:])
     elif Path(spec).is_dir():
-        named, skipped = read_files(folder_files(Path(spec)))
+        named, skipped = read_files(walk(Path(spec), {"__pycache__"}, hidden=False))
     elif Path(spec).is_file():
         named, skipped = read_files([(Path(spec).name, Path(spec))])
     else:
@@ -112,11 +116,6 @@ def python_files(spec):
         for folder in dict.fromkeys((paths["purelib"], paths["platlib"])):
             files += [(f"packages/{name}", path) for name, path in walk(Path(folder), SKIPS) if name.endswith(".py")]
     return files
-
-
-def folder_files(folder):
-    """(name, path) of every file of a folder, without hidden ones."""
-    return walk(folder, {"__pycache__"}, hidden=False)
 
 
 def walk(folder, skips, hidden=True):
@@ -220,12 +219,7 @@ def cached(name, cache_dir, write, read):
         write(made)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{name}.{os.getpid()}.tmp"
-            try:
-                temporary.write_bytes(made.read_bytes())
-                os.replace(temporary, folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+            replace_file(folder / name, lambda path: shutil.copyfile(made, path))
         except OSError:
             pass
         return read(made)

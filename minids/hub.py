@@ -12,8 +12,8 @@ Tensors are read one at a time, so the peak is the model plus one tensor.
 
 import json
 import logging
-import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minids.config import ModelConfig
+from minids.files import json_writer, replace_files
+from minids.files import replace_file as replace_file  # at home here for the builder of the notebooks
 from minids.model import Transformer
 
 log = logging.getLogger("minids")
@@ -44,12 +46,22 @@ def load(path_or_hub_id, dtype=None, device="cpu"):
     files = weight_files(folder)
     with torch.device("meta"):
         model = Transformer(cfg)
-    targets = {**dict(model.named_parameters()), **persistent_buffers(model)}
-    filled = {}
+    parts = {key: (name, index) for key, name, index in hub_parts(model)}
+    shapes, tensors, surplus = model.state_dict(), {}, []
     for key, tensor in read_tensors(files, cfg):
-        place(key, tensor, targets, filled, dtype, device)
-    check_complete(filled, targets, cfg)
-    assign(model, {name: entry["tensor"] for name, entry in filled.items()}, cfg)
+        if key not in parts:
+            surplus += unknown(key, cfg, shapes)
+            continue
+        name, index = parts.pop(key)
+        if name not in tensors:
+            kind = torch.float32 if name.endswith("e_score_correction_bias") else dtype or tensor.dtype
+            tensors[name] = torch.empty(shapes[name].shape, dtype=kind, device=device)
+        view = tensors[name][index]
+        if view.shape != tensor.shape:
+            raise CheckpointFormatError(f"{key} is {list(tensor.shape)}; the configuration makes it {list(view.shape)}")
+        view.copy_(tensor)
+    check_complete(parts, tensors, surplus)
+    assign(model, tensors, cfg)
     return model.eval()
 
 
@@ -110,6 +122,7 @@ def read_tensors(files, cfg):
 
 
 def layer_index(key):
+    """The layer that a hub name is of; -1 for none."""
     found = re.match(r"model\.layers\.(\d+)\.", key)
     return int(found[1]) if found else -1
 
@@ -124,47 +137,20 @@ def dequantize_blocks(weight, scale_inv, name="weight"):
     return (weight.float() * spread).to(torch.bfloat16)
 
 
-def persistent_buffers(model):
-    names = set(model.state_dict())
-    return {name: buffer for name, buffer in model.named_buffers() if name in names}
-
-
-def place(key, tensor, targets, filled, dtype, device):
-    """Put one hub tensor where it belongs: whole, or as the rows of one expert in its layer's tensor."""
+def unknown(key, cfg, shapes):
+    """[key], or [] where a weight that this model does not have can be ignored; raises for an expert too many."""
+    if key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq"):
+        return []  # a tied head that was written all the same, and old checkpoints' tables
     expert = EXPERT.fullmatch(key)
-    name, part = (key, None)
-    if expert:
-        name, part = f"{expert[1]}.{'down_proj' if expert[3] == 'down' else 'gate_up_proj'}", expert.groups()[1:]
-    target = targets.get(name)
-    if target is None:
-        if key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq"):
-            return  # a tied head that was written all the same, and old checkpoints' tables
-        filled.setdefault("", {"surplus": []})["surplus"].append(key)
-        return
-    kind = torch.float32 if name.endswith("e_score_correction_bias") else dtype or tensor.dtype
-    if name not in filled:
-        filled[name] = {"tensor": torch.empty(target.shape, dtype=kind, device=device), "parts": set()}
-    view = filled[name]["tensor"]
-    if part:
-        index, half = int(part[0]), target.shape[1] // 2
-        if index >= target.shape[0]:
-            raise CheckpointFormatError(f"{key}: the configuration has n_routed_experts {target.shape[0]}")
-        view = view[index]
-        if part[1] != "down":
-            view = view[:half] if part[1] == "gate" else view[half:]
-    if view.shape != tensor.shape:
-        raise CheckpointFormatError(f"{key} is {list(tensor.shape)}; the configuration makes it {list(view.shape)}")
-    view.copy_(tensor)
-    filled[name]["parts"].add(part)
+    if expert and f"{expert[1]}.down_proj" in shapes:
+        raise CheckpointFormatError(f"{key}: the configuration has n_routed_experts {cfg.n_routed_experts}")
+    return [key]
 
 
-def check_complete(filled, targets, cfg):
-    surplus = filled.pop("", {"surplus": []})["surplus"]
-    missing = [name for name in targets if name not in filled]
-    for name, entry in filled.items():
-        whole = {".gate_up_proj": 2, ".down_proj": 1}.get(name[name.rfind(".") :])
-        if ".experts." in name and len(entry["parts"]) < whole * cfg.n_routed_experts:
-            missing.append(f"{name} of {whole * cfg.n_routed_experts - len(entry['parts'])} expert matrices")
+def check_complete(parts, tensors, surplus):
+    """Raise CheckpointFormatError where `parts` have not come (some of a tensor's, or all), or `surplus` has."""
+    lost = Counter(name for name, _ in parts.values())
+    missing = [f"{name} of {n} expert matrices" if name in tensors else name for name, n in lost.items()]
     for what, names in (("missing", missing), ("surplus", surplus)):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -172,6 +158,7 @@ def check_complete(filled, targets, cfg):
 
 
 def assign(model, tensors, cfg):
+    """Give a model on the meta device its `tensors`; makes what no checkpoint holds."""
     model.load_state_dict(tensors, strict=False, assign=True)
     if cfg.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
@@ -182,23 +169,23 @@ def assign(model, tensors, cfg):
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
 
 
+def hub_parts(model):
+    """(hub name without `model.`, name here, index of the part) of all weights, the experts one by one."""
+    for name, tensor in model.state_dict().items():
+        if ".mlp.experts." in name:
+            stem, _, last = name.rpartition(".")
+            half = tensor.shape[1] // 2
+            rows = {"gate": slice(half), "up": slice(half, None)} if last == "gate_up_proj" else {"down": slice(None)}
+            yield from ((f"{stem}.{j}.{k}_proj.weight", name, (j, rows[k])) for j in range(len(tensor)) for k in rows)
+        elif name != "lm_head.weight" or not model.cfg.tie_word_embeddings:
+            yield name, name, ...
+
+
 def hub_tensors(model):
     """Pairs (hub name, tensor) of all weights, the experts one by one."""
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            if not model.cfg.tie_word_embeddings:
-                yield name, tensor
-        elif name.endswith("mlp.experts.gate_up_proj"):
-            stem = "model." + name.removesuffix("gate_up_proj")
-            for j, both in enumerate(tensor):
-                gate, up = both.chunk(2)
-                yield f"{stem}{j}.gate_proj.weight", gate
-                yield f"{stem}{j}.up_proj.weight", up
-        elif name.endswith("mlp.experts.down_proj"):
-            stem = "model." + name.removesuffix("down_proj")
-            yield from ((f"{stem}{j}.down_proj.weight", down) for j, down in enumerate(tensor))
-        else:
-            yield "model." + name, tensor
+    tensors = model.state_dict()
+    for key, name, index in hub_parts(model):
+        yield key if key == "lm_head.weight" else f"model.{key}", tensors[name][index]
 
 
 def save(model, path, max_shard_bytes=5 * 10**9):
@@ -212,9 +199,8 @@ def save(model, path, max_shard_bytes=5 * 10**9):
             shards, size = [*shards, {}], 0
         shards[-1][name] = tensor.detach()
         size += amount
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
     files = {name: lambda path, shard=shard: save_shard(shard, path) for name, shard in zip(names, shards, strict=True)}
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
@@ -229,32 +215,5 @@ def save(model, path, max_shard_bytes=5 * 10**9):
 
 
 def save_shard(shard, path):
+    """Write the tensors of one safetensors file."""
     save_file({name: tensor.cpu().contiguous().clone() for name, tensor in shard.items()}, path, {"format": "pt"})
-
-
-def json_writer(value):
-    return lambda path: path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def write_json(path, value):
-    replace_file(path, json_writer(value))
-
-
-def replace_file(path, write):
-    """Let `write` fill a temporary file beside `path`, then put it in its place: never half a file."""
-    replace_files(path.parent, {path.name: write})
-
-
-def replace_files(folder, files):
-    """Let each of `files` (name to writer) write a temporary file in `folder`; when all are whole, rename them."""
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
-    try:
-        for name, write in files.items():
-            write(temporary[name])
-            with open(temporary[name], "rb") as file:
-                os.fsync(file.fileno())
-        for name in files:
-            os.replace(temporary[name], folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)

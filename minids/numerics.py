@@ -1,4 +1,4 @@
-"""One error metric, one limit per dtype, and seeding: what every test, check and benchmark compares with.
+"""One error metric, one limit per dtype, seeding, and which devices are quick in bf16.
 
 The metric is the largest error over the largest wanted value. Errors of single elements say little in a matrix
 product: where a sum cancels to almost nothing any rounding is large beside it.
@@ -35,3 +35,12 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def has_fast_bf16(device):
+    """Whether `device` multiplies bfloat16 matrices in hardware: a recent GPU, a CPU with AVX512-BF16 or AMX."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return kind == "cpu" and any(check() for check in checks if check)

@@ -11,6 +11,8 @@ both (2502.16982, eq. 4). The embedding, the head and all vectors (norms, biases
 
 import torch
 
+from minids.numerics import has_fast_bf16
+
 MUON_MOMENTUM, ADAM_BETAS, ADAM_EPS = 0.95, (0.9, 0.95), 1e-8
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of Keller Jordan's Muon: steepest at 0, stays within 0.7 to 1.2
 
@@ -32,10 +34,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """Update all parameters that have a gradient; gives the closure's loss, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = torch.enable_grad()(closure)() if closure is not None else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
@@ -79,14 +78,6 @@ def orthogonalise(matrices, steps=5):
         P = torch.baddbmm(S, S, S, beta=b, alpha=c)
         X = torch.baddbmm(X, P, X, beta=a)
     return X.mT if matrices.shape[1] > matrices.shape[2] else X
-
-
-def has_fast_bf16(device):
-    """Whether `device` multiplies bfloat16 in hardware: a recent GPU, a CPU with AVX512-BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device.type == "cpu" and any(check() for check in checks if check)
 
 
 def build_optimizers(model, lr_muon, lr_adam, weight_decay):

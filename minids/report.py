@@ -76,11 +76,13 @@ def read_log(path):
 
 
 def keep_lines(path, done):
+    """Drop from a log.jsonl the lines of steps after `done`, and a line that was cut short."""
     rows = [row for row in read_log(path) if row["step"] <= done]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def result_line(result):
+    """What a training ends with: the model's bits per byte beside those of gzip and xz."""
     return "held-out bits per byte: {bits_per_byte:.2f} (gzip {gzip:.2f}, xz {xz:.2f})".format(**result)
 
 

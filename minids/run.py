@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from minids import checkpoint, data, optim
 from minids.config import ModelConfig
-from minids.hub import replace_file, write_json
+from minids.files import replace_file, write_json
 from minids.model import Transformer
-from minids.numerics import seed_everything
+from minids.numerics import has_fast_bf16, seed_everything
 
 WARMUP_STEPS, WEIGHT_DECAY, BIAS_RATE, CLIP = 20, 0.1, 0.001, 1.0
 
@@ -45,12 +45,15 @@ class Run:
         self.peaks = [group["lr"] for group in self.groups()]
 
     def groups(self):
+        """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def precision(self):
+        """The context in which the model runs: autocast to bf16 where run.json says so."""
         return torch.autocast(self.model.embed_tokens.weight.device.type, torch.bfloat16, self.record["bf16"])
 
     def batch(self, step):
+        """(inputs, targets) [B,T] of `step`, on the run's device."""
         sizes = self.args["batch_size"], self.args["seq_len"]
         inputs, targets = data.batch(self.tokens, step, self.args["seed"], *sizes)
         return inputs.to(self.args["device"]), targets.to(self.args["device"])
@@ -71,6 +74,7 @@ class Run:
         return cross_entropy, self.model.update_expert_bias(BIAS_RATE)
 
     def write_record(self):
+        """Put the record into run.json."""
         write_json(self.folder / "run.json", self.record)
 
     def checkpoint_due(self):
@@ -78,6 +82,7 @@ class Run:
         return time.monotonic() - self.saved >= max(self.args["checkpoint_every"], 20 * self.save_seconds)
 
     def save_checkpoint(self):
+        """Write the model and the optimizers as the checkpoint of this step."""
         began = time.monotonic()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= checkpoint.pack_optimizers(self.optimizers)
@@ -134,11 +139,3 @@ def resume(folder, **changes):
     run = Run(folder, record, corpus, Tokenizer.from_file(str(folder / "model" / "tokenizer.json")))
     run.load_checkpoint()
     return run
-
-
-def has_fast_bf16(device):
-    """Whether `device` multiplies bfloat16 matrices in hardware: a recent GPU, a CPU with AVX512-BF16 or AMX."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check)

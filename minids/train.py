@@ -9,7 +9,6 @@ tokenizer.json), log.jsonl and loss.png.
 
 import argparse
 import contextlib
-import errno
 import signal
 import sys
 import threading
@@ -21,8 +20,8 @@ import torch
 from minids import accounting, data, report
 from minids.checkpoint import CheckpointError
 from minids.config import ConfigError, ModelConfig
+from minids.files import disk_is_full, write_json
 from minids.generate import generate
-from minids.hub import write_json
 from minids.run import TrainError, begin, resume
 
 DEFAULTS = {  # per preset: what the command line leaves out
@@ -35,6 +34,7 @@ END_OF_TEXT = 0
 
 
 def build_parser():
+    """The arguments of the command; what is not given is None."""
     parser = argparse.ArgumentParser("python -m minids.train", description="Train a model; DIR keeps all of the run.")
     add = parser.add_argument
     add("--preset", help=f"{', '.join(DEFAULTS)} (default tiny)")
@@ -93,6 +93,7 @@ def settle_steps(run, seconds):
 
 
 def timed(compute):
+    """Seconds until `compute()` has its 0-dim result, a GPU waited for."""
     began = time.perf_counter()
     float(compute())
     return time.perf_counter() - began
@@ -150,11 +151,13 @@ class Stop:
 
     @contextlib.contextmanager
     def after_the_step(self):
+        """A context in which the first signal waits: whoever runs in it looks at `asked`."""
         self.patient = True
         yield
         self.patient = False
 
     def handle(self, *_):
+        """What a signal calls; the second one interrupts in any case."""
         if self.asked or not self.patient:
             raise KeyboardInterrupt
         self.asked = True
@@ -214,13 +217,12 @@ def main(argv=None):
     except (TrainError, ConfigError, data.DataError, CheckpointError, report.Diverged) as error:
         print(f"minids.train: {error}", file=sys.stderr)
         return 2
-    except Exception as error:  # safetensors and tokenizers have their own classes for a full disk
-        if "No space left" not in str(error) and not isinstance(error, OSError):
-            raise
-        full = "No space left" in str(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+    except Exception as error:
         what = f"cannot use {folder} ({error}); give another folder"
-        if full:
+        if disk_is_full(error):
             what = f"the disk of {folder} is full; make room, then continue with: {again}"
+        elif not isinstance(error, OSError):
+            raise
         print(f"minids.train: {what}", file=sys.stderr)
         return 2
     return 0

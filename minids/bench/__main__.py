@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from minids.bench import RECORDS, SUITES, harness
-from minids.hub import write_json
+from minids.files import write_json
 
 
 def main(arguments=None):
