@@ -12,18 +12,12 @@ from pathlib import Path
 
 import torch
 
+from minids.model import Transformer, check_vocabulary
+
 
 @torch.no_grad()
 def generate(
-    model,
-    tokens,
-    max_new_tokens,
-    temperature=0.0,
-    top_p=1.0,
-    seed=None,
-    use_cache=True,
-    stop_token=None,
-    stream=None,
+    model, tokens, max_new_tokens, temperature=0.0, top_p=1.0, seed=None, use_cache=True, stop_token=None, stream=None
 ):
     """Continue `tokens` [B,T] by `max_new_tokens`: [B,T+n] int64 on the model's device.
 
@@ -77,9 +71,7 @@ def check_prompt(cfg, tokens, max_new_tokens):
         raise ValueError(f"tokens are {given}; give a [B,T] int64 tensor with at least one token")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; give a whole number, 0 or more")
-    low, high = (int(value) for value in torch.aminmax(tokens))
-    if low < 0 or high >= cfg.vocab_size:
-        raise ValueError(f"token ids run from {low} to {high}; this vocabulary has 0 to {cfg.vocab_size - 1}")
+    check_vocabulary(tokens, cfg)
     T, room = tokens.shape[1], cfg.max_position_embeddings
     if T + max_new_tokens > room:
         raise ValueError(
@@ -89,6 +81,7 @@ def check_prompt(cfg, tokens, max_new_tokens):
 
 
 def check_sampling(temperature, top_p):
+    """Raise ValueError for a temperature or a top_p that nothing can be drawn with."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; give 0 (the likeliest token) or more")
     if not 0 < top_p <= 1:
@@ -111,6 +104,7 @@ class Printer:
             self.flush(text)
 
     def flush(self, text=None):
+        """Print what is not yet shown of `text` (None: of all tokens so far)."""
         text = self.tokenizer.decode(self.ids) if text is None else text
         self.file.write(text[self.shown :])
         self.file.flush()
@@ -148,6 +142,7 @@ def read_tokenizer(folder):
 
 
 def build_parser():
+    """The arguments of the command."""
     parser = argparse.ArgumentParser("python -m minids.generate", description="Print a model's continuation of a text.")
     parser.add_argument("model", metavar="DIR", help="a run of minids.train, a model's folder, or a hub id")
     parser.add_argument("--prompt", default="", help="the text to continue (default: the start of a file)")
@@ -163,8 +158,6 @@ def main(argv=None):
     """Print the prompt and its continuation; the exit code is 0, 2 for bad input and 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        from minids.model import Transformer
-
         folder = find_model(args.model)
         tokenizer, stop = read_tokenizer(folder)
         model = Transformer.from_pretrained(folder, device=args.device)

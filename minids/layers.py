@@ -1,4 +1,4 @@
-"""What every model is made of: RMSNorm, RoPE with YaRN, SwiGLU, and the loss.
+"""What every model is made of: RMSNorm, RoPE with YaRN, SwiGLU, causal attention with a cache, and the loss.
 
 RoPE turns each pair (2i, 2i+1) of a vector by position * f_i, and leaves it in place, as hub checkpoints have it; then
 the product of a query and a key depends on the distance of their positions alone. YaRN (2309.00071) stretches the slow
@@ -109,6 +109,47 @@ def apply_rope(x, cos, sin):
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
+class Cache:
+    """Room for `max_len` positions of a batch: tensors [B,max_len,...] of which the first `length` are filled."""
+
+    def __init__(self, batch, max_len, *shapes, dtype=torch.float32, device="cpu"):
+        self.max_len, self.length = max_len, 0
+        self.tensors = [torch.zeros(batch, max_len, *shape, dtype=dtype, device=device) for shape in shapes]
+
+    def append(self, *new):
+        """Add `new` tensors [B,T,...] after what is there; gives all that is filled, [B,S,...] each.
+
+        Raises ValueError where they do not fit.
+        """
+        batch, added = new[0].shape[:2]
+        end = self.length + added
+        if end > self.max_len:
+            raise ValueError(f"the cache holds {self.length} of {self.max_len} positions; {added} more do not fit")
+        if batch != self.tensors[0].shape[0]:
+            raise ValueError(f"the cache is for a batch of {self.tensors[0].shape[0]}; {batch} sequences were given")
+        for tensor, piece in zip(self.tensors, new, strict=True):
+            tensor[:, self.length : end] = piece
+        self.length = end
+        return [tensor[:, :end] for tensor in self.tensors]
+
+    @property
+    def nbytes(self):
+        """Bytes of the tensors themselves, for all `max_len` positions."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+
+def causal_attention(q, k, v, scale):
+    """softmax(q k^T * scale) v, where the T queries are the last of the S positions; q [B,T,H,*], k, v [B,S,G,*]."""
+    T, S = q.shape[1], k.shape[1]
+    mask = None
+    if 1 < T < S:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    q, k, v, width = *(t.transpose(1, 2) for t in (q, k, v)), v.shape[-1]
+    v = F.pad(v, (0, max(0, q.shape[-1] - width)))  # torch's fused attention takes q, k and v of one width only
+    options = {"scale": scale, "is_causal": T == S > 1, "enable_gqa": q.shape[1] != k.shape[1]}
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[..., :width].transpose(1, 2)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of x [N,D] W^T [D,V] against targets [N], in nats, a chunk of the logits at a time.
 
@@ -119,41 +160,47 @@ class LinearCrossEntropy(torch.autograd.Function):
     CHUNK = 512
 
     @staticmethod
-    def forward(ctx, x, weight, targets, dtype):
+    def forward(ctx, x, weight, targets, dtype, with_gradients):
         counts = targets != -100
         share = counts / counts.sum().clamp_min(1)
-        w, dx, dw = weight.to(dtype), torch.empty_like(x), torch.zeros_like(weight)
-        losses = []
+        w, losses = weight.to(dtype), []
+        dx, dw = (torch.empty_like(x), torch.zeros_like(weight)) if with_gradients else (None, None)
         for begin in range(0, len(x), LinearCrossEntropy.CHUNK):
             rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
             part, target = x[rows].to(dtype), targets[rows].clamp_min(0).unsqueeze(1)
-            logits = F.linear(part, w)
-            log_p = logits.log_softmax(-1, dtype=None if dtype == torch.float64 else torch.float32)
+            log_p = F.linear(part, w).log_softmax(-1, dtype=None if dtype == torch.float64 else torch.float32)
             losses.append((log_p.gather(1, target).squeeze(1) * -share[rows]).sum())
-            grad = log_p.exp_()  # the softmax, minus 1 at the target
-            grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0)).mul_(share[rows].unsqueeze(1))
-            grad = grad.to(dtype)
-            dx[rows] = grad @ w
-            dw += grad.mT @ part
+            if with_gradients:
+                grad = log_p.exp_()  # the softmax, minus 1 at the target
+                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0)).mul_(share[rows].unsqueeze(1))
+                grad = grad.to(dtype)
+                dx[rows] = grad @ w
+                dw += grad.mT @ part
         ctx.save_for_backward(dx, dw)
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx, grad):
         dx, dw = ctx.saved_tensors
-        return dx * grad, dw * grad, None, None
+        return dx * grad, dw * grad, None, None, None
 
 
 def linear_cross_entropy(x, weight, targets):
     """See LinearCrossEntropy; the products are in autocast's dtype where it is on. x [N,D], weight [V,D]."""
+    dtype = product_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return LinearCrossEntropy.apply(x, weight, targets, dtype, torch.is_grad_enabled())
+
+
+def product_dtype(x):
+    """The dtype in which x is multiplied: autocast's where it is on, else its own."""
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    with torch.autocast(kind, enabled=False):
-        if torch.is_grad_enabled():
-            return LinearCrossEntropy.apply(x, weight, targets, dtype)
-        wide, losses = torch.float64 if dtype == torch.float64 else torch.float32, []
-        for begin in range(0, len(x), LinearCrossEntropy.CHUNK):
-            rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
-            logits = F.linear(x[rows].to(dtype), weight.to(dtype)).to(wide)
-            losses.append(F.cross_entropy(logits, targets[rows], reduction="sum"))
-        return torch.stack(losses).sum() / (targets != -100).sum().clamp_min(1)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def check_impl(impl, what, known=("auto", "torch", "triton")):
+    """Raise for an `impl` that is not `known`, or that `what` does not have yet."""
+    if impl not in known:
+        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(known)}")
+    if impl == "triton":
+        raise NotImplementedError(f"the Triton kernels of {what} come in a later version; use impl='auto'")

@@ -12,7 +12,7 @@ from torch import nn
 from minids.gqa import GQA, KVCache
 from minids.layers import RMSNorm, SwiGLU, linear_cross_entropy, rope_tables
 from minids.mla import MLA, LatentCache
-from minids.moe import Experts, Gate, MoE
+from minids.moe import MoE
 
 
 class Block(nn.Module):
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.apply(lambda module: init_weights(module, cfg.initializer_range))
+        init_weights(self, cfg.initializer_range)
 
     def forward(self, tokens, cache=None, last_only=False):
         """Logits [B,T,V] for `tokens` [B,T] (only the last position's, [B,1,V], if last_only).
@@ -78,6 +78,7 @@ class Transformer(nn.Module):
         return cross_entropy + balance, cross_entropy.detach()
 
     def moe_layers(self):
+        """The MoE modules, first layer first."""
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]
 
     @torch.no_grad()
@@ -90,11 +91,10 @@ class Transformer(nn.Module):
         """Empty caches for `batch` sequences of up to `max_len` tokens, one per layer; dtype as the weights'."""
         cfg, weight = self.cfg, self.embed_tokens.weight
         options = {"dtype": dtype or weight.dtype, "device": weight.device}
+        kind, sizes = KVCache, (cfg.kv_heads, cfg.attention_head_dim)
         if cfg.attention == "mla":
-            sizes = (batch, max_len, cfg.kv_lora_rank, cfg.qk_rope_head_dim)
-            return [LatentCache(*sizes, **options) for _ in self.layers]
-        sizes = (batch, max_len, cfg.kv_heads, cfg.attention_head_dim)
-        return [KVCache(*sizes, **options) for _ in self.layers]
+            kind, sizes = LatentCache, (cfg.kv_lora_rank, cfg.qk_rope_head_dim)
+        return [kind(batch, max_len, *sizes, **options) for _ in self.layers]
 
     def save_pretrained(self, path, **options):
         """Write config.json and safetensors in the hub's layout into the folder `path` (see hub.save)."""
@@ -110,17 +110,13 @@ class Transformer(nn.Module):
         return hub.load(path_or_hub_id, dtype=dtype, device=device)
 
 
-def init_weights(module, std):
-    """Normal weights of standard deviation `std` for matrices; norms stay 1 and biases 0."""
-    matrices = []
-    if isinstance(module, nn.Linear | nn.Embedding | Gate):
-        matrices = [module.weight]
-    elif isinstance(module, Experts):
-        matrices = [module.gate_up_proj, module.down_proj]
-    for weight in matrices:
-        nn.init.normal_(weight, std=std)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+def init_weights(model, std):
+    """Normal weights of standard deviation `std` for matrices; norms stay 1, and biases become 0."""
+    for name, p in model.named_parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, std=std)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)
 
 
 def check_tokens(tokens, cfg, start=0):
@@ -131,6 +127,11 @@ def check_tokens(tokens, cfg, start=0):
     if end > cfg.max_position_embeddings:
         raise ValueError(f"{end} positions are asked for; max_position_embeddings is {cfg.max_position_embeddings}")
     if tokens.device.type == "cpu":  # a GPU would have to wait for the answer; its embedding asserts by itself
-        low, high = torch.aminmax(tokens)
-        if low < 0 or high >= cfg.vocab_size:
-            raise ValueError(f"token ids run from {low} to {high}; this vocabulary has 0 to {cfg.vocab_size - 1}")
+        check_vocabulary(tokens, cfg)
+
+
+def check_vocabulary(tokens, cfg):
+    """Raise ValueError where a token id is not of the vocabulary."""
+    low, high = (int(value) for value in torch.aminmax(tokens))
+    if low < 0 or high >= cfg.vocab_size:
+        raise ValueError(f"token ids run from {low} to {high}; this vocabulary has 0 to {cfg.vocab_size - 1}")

@@ -7,8 +7,8 @@ costs T*C*(P+V) once, and then T*S*(C - P + C - V) more in the attention. `form=
 import torch
 from torch import nn
 
-from minids.gqa import Cache, causal_attention
-from minids.layers import RMSNorm, apply_rope, softmax_scale
+from minids.layers import Cache, RMSNorm, apply_rope, causal_attention, check_impl, softmax_scale
+from minids.mla import reference
 
 FORMS = ("auto", "expanded", "absorbed")
 NORM_EPS = 1e-6  # of the inner norms, whatever the config says: as transformers
@@ -18,7 +18,7 @@ class LatentCache(Cache):
     """Latents and rope keys of one layer in one tensor [B,max_len,C+R]: C+R numbers per token and nothing else."""
 
     def __init__(self, batch, max_len, latent, rope, dtype=torch.float32, device="cpu"):
-        super().__init__(max_len, [torch.zeros(batch, max_len, latent + rope, dtype=dtype, device=device)])
+        super().__init__(batch, max_len, (latent + rope,), dtype=dtype, device=device)
 
 
 class MLA(nn.Module):
@@ -44,7 +44,9 @@ class MLA(nn.Module):
         self.o_proj = nn.Linear(H * cfg.v_head_dim, D, bias=cfg.attention_bias)
 
     def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
-        check(form, impl)
+        if form not in FORMS:
+            raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
+        check_impl(impl, "MLA")
         q_nope, q_rope = self.queries(x, cos, sin)
         latents = self.latents(x, cos, sin)
         if cache is not None:
@@ -88,7 +90,7 @@ class MLA(nn.Module):
         latents = latents.to(q.dtype)
         scores = torch.bmm(q * self.scale, latents.mT)
         if T > 1:
-            seen = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
+            seen = reference.visible(T, S, scores.device)
             scores = scores.view(B, H, T, S).masked_fill(~seen, float("-inf")).view(B, H * T, S)
         weights = torch.softmax(scores, -1, dtype=None if scores.dtype == torch.float64 else torch.float32)
         latent = torch.bmm(weights.to(latents.dtype), latents)[..., :C].view(B, H, T, C)
@@ -100,12 +102,3 @@ def absorbing_pays(cfg, T, S):
     C, P, V = cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.v_head_dim
     extra = T * S * max(2 * C - P - V, 0)
     return T * C * (P + V) + extra < S * C * (P + V)
-
-
-def check(form, impl):
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
-    if impl == "triton":
-        raise NotImplementedError("the Triton kernels of MLA come in a later version; use impl='auto'")
-    if impl not in ("auto", "torch"):
-        raise ValueError(f"impl is {impl!r}; it must be one of auto, torch, triton")

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minids.layers import SwiGLU
+from minids.layers import SwiGLU, check_impl, product_dtype
 from minids.moe import reference
 
-IMPLEMENTATIONS = ("auto", "torch", "loop", "triton")
 FEW = 2**18  # gathered weights up to which copying them is cheaper than sorting (measured on a CPU)
 
 
@@ -43,19 +42,13 @@ class Gate(nn.Module):
         cfg = self.cfg
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())
-        groups = (cfg.n_group, cfg.topk_group)
+        A, factor = cfg.num_experts_per_tok, cfg.routed_scaling_factor
+        groups = (1, 1) if cfg.topk_method == "greedy" else (cfg.n_group, cfg.topk_group)
         if cfg.topk_method == "noaux_tc":
-            routed = reference.route_v3(
-                logits,
-                self.e_score_correction_bias,
-                cfg.num_experts_per_tok,
-                *groups,
-                normalize=cfg.norm_topk_prob,
-                factor=cfg.routed_scaling_factor,
-            )
+            bias = self.e_score_correction_bias
+            routed = reference.route_v3(logits, bias, A, *groups, normalize=cfg.norm_topk_prob, factor=factor)
         else:
-            groups = groups if cfg.topk_method == "group_limited_greedy" else (1, 1)
-            routed = reference.route_v2(logits, cfg.num_experts_per_tok, *groups, factor=cfg.routed_scaling_factor)
+            routed = reference.route_v2(logits, A, *groups, factor=factor)
         if self.training:
             chosen = routed[0].flatten()
             self.load.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float32))
@@ -96,9 +89,8 @@ class Experts(nn.Module):
 
     def forward(self, x, indices, gates, impl="auto"):
         check(x, indices, gates, self.gate_up_proj, impl)
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        x, weights = x.to(dtype), (self.gate_up_proj, self.down_proj)
+        dtype, weights = product_dtype(x), (self.gate_up_proj, self.down_proj)
+        x = x.to(dtype)
         if impl == "loop" or dtype == torch.float64:  # grouped_mm has no float64
             return reference.experts_loop(x, indices, gates, *(weight.to(dtype) for weight in weights))
         if indices.numel() * (weights[0][0].numel() + weights[1][0].numel()) <= FEW:
@@ -108,10 +100,7 @@ class Experts(nn.Module):
 
 def check(x, indices, gates, gate_up_proj, impl):
     """Raise for an `impl` that is not there, and for shapes that do not fit, with both of them."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
-    if impl == "triton":
-        raise NotImplementedError("the Triton kernels of the experts come in a later version; use impl='auto'")
+    check_impl(impl, "the experts", ("auto", "torch", "loop", "triton"))
     if x.dim() != 2 or x.shape[1] != gate_up_proj.shape[2]:
         raise ValueError(f"x is {list(x.shape)}; these experts take [M,{gate_up_proj.shape[2]}]")
     if indices.dim() != 2 or indices.shape != gates.shape or indices.shape[0] != x.shape[0]:
