@@ -67,3 +67,61 @@ def train_flops_per_token(cfg, seq_len=4096):
     widths = cfg.qk_head_dim + cfg.v_head_dim if cfg.attention == "mla" else 2 * cfg.attention_head_dim
     attention = 3 * cfg.num_hidden_layers * cfg.num_attention_heads * widths * seq_len
     return 6 * parameters(cfg).active + attention
+
+
+# --- GPUs: what a kernel's bytes and FLOPs cost at best ---------------------------------------------------------------
+
+
+class Gpu(NamedTuple):
+    """One GPU's published peaks: bytes/s, dense FLOP/s per dtype, bytes of memory, and who says so."""
+
+    bandwidth: float
+    flops: dict
+    memory: float
+    source: str
+
+
+def _gpu(bandwidth, memory, source, fp32, half, fp8=None):
+    """A Gpu from TB/s, GB and TFLOP/s; `half` is for bf16 and fp16, sums in fp32; `fp32` is without tensor cores."""
+    tera = {torch.float32: fp32, torch.float16: half, torch.bfloat16: half}
+    if fp8:
+        tera |= {torch.float8_e4m3fn: fp8, torch.float8_e5m2: fp8}
+    return Gpu(bandwidth * 1e12, {dtype: value * 1e12 for dtype, value in tera.items()}, memory * 1e9, source)
+
+
+GPUS = {
+    "H100": _gpu(3.35, 80, "NVIDIA's H100 datasheet, SXM; its sparse figures halved", 67, 989.5, 1979),
+    "H200": _gpu(4.8, 141, "NVIDIA's H200 datasheet, SXM; its sparse figures halved", 67, 989.5, 1979),
+    "H800": _gpu(3.35, 80, "the H100's; NVLink and fp64 are cut (DeepSeek-V3 at ISCA)", 67, 989.5, 1979),
+    "A100": _gpu(2.039, 80, "NVIDIA's A100 80GB datasheet, SXM", 19.5, 312),
+    "RTX 4090": _gpu(1.008, 24, "NVIDIA's Ada whitepaper, appendix A; sums in fp32", 82.6, 165.2, 330.3),
+    "RTX 4060 Laptop": _gpu(0.256, 8, "24 of the 4090's SMs at 2.37 GHz, the highest boost clock", 14.6, 29.1, 58.2),
+}
+
+
+def roofline_seconds(flops, bytes, gpu="H200", dtype=torch.bfloat16):
+    """Seconds that `flops` in `dtype` and `bytes` of traffic take at least on `gpu`: the longer of the two.
+
+    Raises ValueError for a GPU that is not in GPUS, and for a dtype that it does not multiply.
+    """
+    return max(bytes / gpu_named(gpu).bandwidth, flops / peak(gpu, dtype))
+
+
+def ridge(gpu="H200", dtype=torch.bfloat16):
+    """FLOPs per byte from which on `gpu` is busy multiplying in `dtype`, and no longer waiting for memory."""
+    return peak(gpu, dtype) / gpu_named(gpu).bandwidth
+
+
+def peak(gpu, dtype):
+    """FLOP/s that `gpu` reaches in `dtype` at most, dense; raises ValueError where it has no such unit."""
+    flops = gpu_named(gpu).flops
+    if dtype not in flops:
+        raise ValueError(f"{gpu} does not multiply {dtype}; it has {', '.join(map(str, flops))}")
+    return flops[dtype]
+
+
+def gpu_named(name):
+    """The Gpu called `name`; raises ValueError with the names there are."""
+    if name not in GPUS:
+        raise ValueError(f"no GPU {name!r}; the table has {', '.join(GPUS)}")
+    return GPUS[name]
