@@ -1,0 +1,53 @@
+"""Where Triton is, and how its kernels run on this machine.
+
+Compiled on a GPU; without one Triton's interpreter runs them on the CPU: slowly, with the same values. Triton chooses
+when it is imported, by TRITON_INTERPRET. Importing this module sets that to 1 where there is no GPU, unless it is set
+already; so a file of kernels imports this module before triton, and `import minids` never imports triton.
+"""
+
+import importlib.util
+import os
+import sys
+
+import torch
+
+
+class TritonUnavailable(ImportError):
+    """A Triton kernel is asked for where none can run."""
+
+
+def installed():
+    """Whether triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def mode():
+    """How a kernel runs here: "interpreter" (TRITON_INTERPRET came before triton), else "gpu", else "absent"."""
+    if not installed():
+        return "absent"
+    language = getattr(sys.modules.get("triton"), "language", None)
+    if language is not None:  # triton's own library shows what was chosen when it was imported
+        interprets = type(language.standard.cdiv).__name__ == "InterpretedFunction"
+    else:
+        interprets = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
+    if interprets:
+        return "interpreter"
+    return "gpu" if torch.cuda.is_available() else "absent"
+
+
+def require(what):
+    """Raise TritonUnavailable where `what` (a few words: "the decode kernel") cannot run; else return the mode."""
+    if (how := mode()) != "absent":
+        return how
+    if not installed():
+        missing = "triton is not installed"
+        remedy = "pip install triton" if sys.platform == "linux" else "it has no wheel for this system"
+        remedy += '; or use impl="torch"'
+    else:
+        missing = "there is no GPU, and triton was imported without TRITON_INTERPRET=1"
+        remedy = 'start again and import minids.triton_env before triton; or use impl="torch"'
+    raise TritonUnavailable(f"{what} needs Triton, but {missing}: {remedy}")
+
+
+if installed() and "triton" not in sys.modules and not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
