@@ -1,0 +1,3 @@
+"""Before any test imports triton (transformers does), choose the interpreter where there is no GPU."""
+
+from minids import triton_env  # noqa: F401
