@@ -31,8 +31,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+def swiglu(x, w_gate, w_up, w_down):
+    """down(silu(gate(x)) * up(x)); x [...,D], w_gate and w_up [W,D], w_down [D,W] to [...,D] (2002.05202)."""
+    return F.linear(F.silu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
+
+
 class SwiGLU(nn.Module):
-    """The feed-forward down(silu(gate(x)) * up(x)); [...,D] to [...,D], `width` inside (2002.05202)."""
+    """The feed-forward `swiglu` with its three projections; [...,D] to [...,D], `width` inside."""
 
     def __init__(self, hidden, width):
         super().__init__()
@@ -41,7 +46,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
 
 
 def rope_width(cfg):
