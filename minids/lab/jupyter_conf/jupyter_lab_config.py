@@ -1,7 +1,9 @@
-"""JupyterLab for the lessons: loopback and a token, no news prompt, nothing installed by a click."""
+"""JupyterLab for the lessons: the landing page, loopback and a token, no news prompt, nothing installed by a click."""
 
 c = get_config()  # noqa: F821
-c.ServerApp.ip = "127.0.0.1"
+c.LabApp.default_url = "/lab/tree/lessons/START.md"
 c.LabApp.news_url = None
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"
+c.ServerApp.ip = "127.0.0.1"
+c.ServerApp.allow_root = True  # the user of a container or a rented GPU machine is often root
