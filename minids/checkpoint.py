@@ -13,11 +13,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minids.files import disk_is_full, sync
+from minids.files import disk_is_full, sync, write_json
 
 TENSORS, STATE, TEMPORARY = "tensors.safetensors", "state.json", "tmp-"
 
@@ -53,9 +52,7 @@ def write(path, step, tensors, meta):
     save_file(separate(tensors), path / TENSORS)
     sync(path / TENSORS)
     state = {"step": step, "meta": meta, "tensors": digest(path / TENSORS)}
-    with open(path / STATE, "w", encoding="utf-8") as file:
-        json.dump({**state, "state": digest_of_json(state)}, file, indent=1)
-    sync(path / STATE)
+    write_json(path / STATE, {**state, "state": digest_of_json(state)})
     sync(path)
 
 
@@ -110,8 +107,8 @@ def pack_optimizers(optimizers):
     return {
         f"optimizer.{i}.{j}.{key}": value
         for i, optimizer in enumerate(optimizers)
-        for j, p in enumerate(parameters(optimizer))
-        for key, value in optimizer.state.get(p, {}).items()
+        for j, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
     }
 
 
@@ -120,24 +117,19 @@ def unpack_optimizers(optimizers, tensors):
 
     Raises CheckpointError where `tensors` are of other optimizers (a name or a shape that does not fit).
     """
-    places = {(i, j): (o, p) for i, o in enumerate(optimizers) for j, p in enumerate(parameters(o))}
-    states = {place: {} for place in places}
+    places = {(i, j): p for i, optimizer in enumerate(optimizers) for j, p in enumerate(parameters(optimizer))}
+    states = [{} for _ in optimizers]
     for name, tensor in tensors.items():
         match = re.fullmatch(r"optimizer\.(\d+)\.(\d+)\.(\w+)", name)
         place = (int(match[1]), int(match[2])) if match else None
         if place not in places:
             raise CheckpointError(f"the checkpoint has {name}, which no optimizer of this run knows")
-        p = places[place][1]
-        if tensor.dim() and tensor.shape != p.shape:
-            raise CheckpointError(f"{name} is {list(tensor.shape)} in the checkpoint; its parameter is {list(p.shape)}")
-        states[place][match[3]] = tensor
-    for place, (optimizer, p) in places.items():
-        fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-        device = {True: p.device, False: torch.device("cpu")}  # AdamW's step counts are on the CPU unless it is fused
-        values = {key: t.to(device[bool(t.dim() or fused)], copy=True) for key, t in states[place].items()}
-        optimizer.state.pop(p, None)
-        if values:
-            optimizer.state[p] = values
+        shape = places[place].shape
+        if tensor.dim() and tensor.shape != shape:
+            raise CheckpointError(f"{name} is {list(tensor.shape)} in the checkpoint; its parameter is {list(shape)}")
+        states[place[0]].setdefault(place[1], {})[match[3]] = tensor
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def parameters(optimizer):
@@ -155,11 +147,8 @@ def name_of(step):
 
 def candidates(home):
     """The checkpoints in `home`, newest first; one that stood aside (.old) comes after its successor."""
-    found = []
-    for path in home.iterdir() if home.is_dir() else []:
-        if match := re.fullmatch(r"step-(\d+)(\.old)?", path.name):
-            found.append((-int(match[1]), bool(match[2]), path))
-    return [path for _, _, path in sorted(found)]
+    found = [(re.fullmatch(r"step-(\d+)(\.old)?", path.name), path) for path in home.glob("step-*")]
+    return [path for *_, path in sorted((-int(match[1]), bool(match[2]), path) for match, path in found if match)]
 
 
 def discard(path):

@@ -7,6 +7,7 @@ files are the anchors: a model that predicts no better than they compress has le
 Files count only where they are UTF-8 text; a file with the bytes of another counts once.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -210,16 +211,12 @@ def cached(name, cache_dir, write, read):
     (a full disk), the work is done in a temporary folder.
     """
     folder = Path(cache_dir or os.environ.get("MINIDS_CACHE") or Path.home() / ".cache" / "minids")
-    try:
+    with contextlib.suppress(Exception):  # missing or damaged (tokenizers raises a bare Exception): make it again
         return read(folder / name)
-    except Exception:  # missing or damaged (tokenizers raises a bare Exception): make it again
-        pass
     with tempfile.TemporaryDirectory() as elsewhere:
         made = Path(elsewhere, name)
         write(made)
-        try:
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / name, lambda path: shutil.copyfile(made, path))
-        except OSError:
-            pass
         return read(made)

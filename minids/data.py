@@ -77,9 +77,8 @@ def batch(tokens, step, seed, batch_size, seq_len):
 def sequence_order(length, seq_len, seed, epoch):
     """Offset and order of the sequences of one pass."""
     count = max(1, (length - seq_len) // seq_len)
-    random = torch.Generator().manual_seed(
-        int.from_bytes(hashlib.sha256(f"{seed},{epoch}".encode()).digest()[:7], "big")
-    )
+    digest = hashlib.sha256(f"{seed},{epoch}".encode()).digest()
+    random = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     spare = min(seq_len - 1, length - 1 - count * seq_len)
     offset = int(torch.randint(spare + 1, (1,), generator=random))
     return offset, torch.randperm(count, generator=random)
@@ -109,7 +108,12 @@ def heldout_bits_per_byte(model, tokenizer, corpus, seq_len, batch_size):
             nats += F.cross_entropy(logits, targets.to(device).flatten(), reduction="sum")
     finally:
         model.train(was_training)
-    return float(nats) / math.log(2) / sum(map(len, corpus.heldout))
+    return bits_per_byte(float(nats), 1, sum(map(len, corpus.heldout)))
+
+
+def bits_per_byte(nats_per_token, tokens, nbytes):
+    """Bits for each byte of a text of `nbytes` bytes, whose `tokens` tokens cost `nats_per_token` nats on average."""
+    return nats_per_token * tokens / math.log(2) / nbytes
 
 
 def window_starts(count, seq_len):

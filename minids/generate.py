@@ -74,10 +74,9 @@ def check_prompt(cfg, tokens, max_new_tokens):
     check_vocabulary(tokens, cfg)
     T, room = tokens.shape[1], cfg.max_position_embeddings
     if T + max_new_tokens > room:
-        raise ValueError(
-            f"{T} tokens and {max_new_tokens} new ones need {T + max_new_tokens} positions; "
-            f"max_position_embeddings is {room}: shorten the prompt, or ask for at most {max(room - T, 0)} new tokens"
-        )
+        need = f"{T} tokens and {max_new_tokens} new ones need {T + max_new_tokens} positions"
+        remedy = f"shorten the prompt, or ask for at most {max(room - T, 0)} new tokens"
+        raise ValueError(f"{need}; max_position_embeddings is {room}: {remedy}")
 
 
 def check_sampling(temperature, top_p):
@@ -121,9 +120,8 @@ def find_model(name):
     folder = Path(name)
     if (folder / "run.json").exists():
         if not (folder / "model" / "config.json").exists():
-            raise FileNotFoundError(
-                f"the run in {folder} is not finished; continue it with: python -m minids.train --resume {folder}"
-            )
+            again = f"python -m minids.train --resume {folder}"
+            raise FileNotFoundError(f"the run in {folder} is not finished; continue it with: {again}")
         return folder / "model"
     return hub.locate(name)
 

@@ -36,5 +36,4 @@ class GQA(nn.Module):
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = (t.to(q.dtype) for t in cache.append(k, v))
-        out = causal_attention(q, k, v, self.scale)
-        return self.o_proj(out.flatten(-2))
+        return self.o_proj(causal_attention(q, k, v, self.scale).flatten(-2))

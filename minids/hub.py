@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 
 from minids.config import ModelConfig
 from minids.files import json_writer, replace_files
-from minids.files import replace_file as replace_file  # at home here for the builder of the notebooks
 from minids.model import Transformer
 
 log = logging.getLogger("minids")
@@ -82,14 +81,12 @@ def locate(path_or_hub_id):
 
 def weight_files(folder):
     """The safetensors files of a checkpoint; raises FileNotFoundError naming those that are missing."""
-    index = folder / INDEX
+    index, names = folder / INDEX, ["model.safetensors"]
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointFormatError(f"{index} is not a whole index of shards; fetch it again") from None
-    else:
-        names = ["model.safetensors"]
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; minids reads safetensors only")
@@ -101,23 +98,22 @@ def read_tensors(files, cfg):
     where = {}
     for path in files:
         try:
-            with safe_open(path, "pt") as reader:
-                where |= dict.fromkeys(reader.keys(), path)
+            reader = safe_open(path, "pt")
         except SafetensorError as error:
             raise CheckpointFormatError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
+        where |= dict.fromkeys(reader.keys(), reader)
     mtp = {layer_index(key) for key in where if key.endswith(".eh_proj.weight")}  # a projection only MTP layers have
     skipped = [key for key in where if layer_index(key) >= cfg.num_hidden_layers and layer_index(key) in mtp]
     if skipped:
         log.warning("left out %d weights of MTP layers, such as %s", len(skipped), skipped[0])
     wanted = [key for key in where if key not in set(skipped) and not key.endswith("_scale_inv")]
-    readers = {path: safe_open(path, "pt") for path in files}
     for key in wanted:
-        tensor = readers[where[key]].get_tensor(key)
+        tensor = where[key].get_tensor(key)
         if tensor.dtype == torch.float8_e4m3fn:
             scale = key + "_scale_inv"
             if scale not in where:
                 raise CheckpointFormatError(f"{key} is FP8, but its scales {scale} are missing")
-            tensor = dequantize_blocks(tensor, readers[where[scale]].get_tensor(scale), key)
+            tensor = dequantize_blocks(tensor, where[scale].get_tensor(scale), key)
         yield key.removeprefix("model."), tensor
 
 
@@ -162,11 +158,11 @@ def assign(model, tensors, cfg):
     model.load_state_dict(tensors, strict=False, assign=True)
     if cfg.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    for module in model.modules():  # what no checkpoint holds was made on "meta"
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None and buffer.is_meta:
-                device = model.embed_tokens.weight.device
-                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:  # what no checkpoint holds
+            module, _, name = name.rpartition(".")
+            zeros = torch.zeros_like(buffer, device=model.embed_tokens.weight.device)
+            model.get_submodule(module).register_buffer(name, zeros, persistent=False)
 
 
 def hub_parts(model):

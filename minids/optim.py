@@ -46,22 +46,15 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         torch._foreach_mul_(params, 1 - lr * weight_decay)
-        for alike in same_shape(params):
+        for shape in dict.fromkeys(p.shape for p in params):
+            alike = [p for p in params if p.shape == shape]
             grads, buffers = [p.grad for p in alike], [self.state[p]["momentum_buffer"] for p in alike]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             ahead = torch._foreach_lerp(grads, buffers, momentum)
-            rows, columns = alike[0].shape[-2] // parts, alike[0].shape[-1]
+            rows, columns = shape[-2] // parts, shape[-1]
             updates = orthogonalise(torch.cat([m.reshape(-1, rows, columns) for m in ahead]))
-            updates = [update.reshape(alike[0].shape).to(p.dtype) for update in updates.chunk(len(alike))]
+            updates = [update.reshape(shape).to(p.dtype) for update in updates.chunk(len(alike))]
             torch._foreach_add_(alike, updates, alpha=-lr * 0.2 * max(rows, columns) ** 0.5)
-
-
-def same_shape(params):
-    """The parameters in lists of one shape each."""
-    lists = {}
-    for p in params:
-        lists.setdefault(p.shape, []).append(p)
-    return list(lists.values())
 
 
 def orthogonalise(matrices, steps=5):
@@ -90,17 +83,11 @@ def build_optimizers(model, lr_muon, lr_adam, weight_decay):
             tables.append(p)
         else:
             (fused if name.endswith("gate_up_proj") else plain).append(p)
-    muon = [{"params": plain}, {"params": fused, "parts": 2}]
-    adam = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
-    everything = tables + vectors
-    kernel = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in everything)
-    options = {"betas": ADAM_BETAS, "eps": ADAM_EPS, "weight_decay": weight_decay, "fused": kernel}
-    optimizers = []
-    if plain or fused:
-        optimizers.append(Muon([g for g in muon if g["params"]], lr_muon, weight_decay=weight_decay))
-    if everything:
-        optimizers.append(torch.optim.AdamW([g for g in adam if g["params"]], lr_adam, **options))
-    return optimizers
+    muon = [group for group in ({"params": plain}, {"params": fused, "parts": 2}) if group["params"]]
+    adam = [group for group in ({"params": tables}, {"params": vectors, "weight_decay": 0.0}) if group["params"]]
+    options = {"betas": ADAM_BETAS, "eps": ADAM_EPS, "weight_decay": weight_decay, "fused": True}
+    optimizers = [Muon(muon, lr_muon, weight_decay=weight_decay)] if muon else []
+    return optimizers + ([torch.optim.AdamW(adam, lr_adam, **options)] if adam else [])
 
 
 def schedule(step, steps, warmup):

@@ -1,5 +1,6 @@
 """What a training run shows and keeps of itself: the bar, log.jsonl and the curve in loss.png."""
 
+import contextlib
 import json
 import math
 import sys
@@ -68,10 +69,8 @@ def read_log(path):
     """The whole lines of a log.jsonl as dicts; a line that a kill cut short is left out."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 

@@ -131,10 +131,9 @@ def resume(folder, **changes):
     record["arguments"] |= changes
     corpus = data.load_corpus(record["arguments"]["data"])
     if corpus.hash != record["corpus"]["hash"]:
-        raise TrainError(
-            f"the corpus {corpus.name} has changed since this run began (hash {record['corpus']['hash'][:12]} then, "
-            f"{corpus.hash[:12]} now); bring its files back, or begin a new run with another --out"
-        )
+        hashes = f"hash {record['corpus']['hash'][:12]} then, {corpus.hash[:12]} now"
+        what = f"the corpus {corpus.name} has changed since this run began ({hashes})"
+        raise TrainError(f"{what}; bring its files back, or begin a new run with another --out")
     torch.set_num_threads(record["threads"])  # sums over threads depend on their number
     run = Run(folder, record, corpus, Tokenizer.from_file(str(folder / "model" / "tokenizer.json")))
     run.load_checkpoint()

@@ -103,7 +103,8 @@ def train(run, stop):
     """Train `run` to its last step, with checkpoints; raises KeyboardInterrupt, after one, when asked to stop."""
     steps, tokens_per_step = run.record["steps"], run.args["batch_size"] * run.args["seq_len"]
     log = run.folder / "log.jsonl"
-    with stop.after_the_step(), report.Progress(log, steps, run.step, tokens_per_step, run.bytes_per_token) as progress:
+    stop.patient = True
+    with report.Progress(log, steps, run.step, tokens_per_step, run.bytes_per_token) as progress:
         run.model.train()
         while run.step < steps:
             losses = run.train_step(steps)
@@ -113,6 +114,7 @@ def train(run, stop):
                 run.save_checkpoint()
             if stop.asked:
                 raise KeyboardInterrupt
+    stop.patient = False
 
 
 def finish(run):
@@ -135,7 +137,7 @@ def finish(run):
 
 
 class Stop:
-    """Ctrl-C and SIGTERM: they interrupt at once, but within `after_the_step` the first one only sets `asked`."""
+    """Ctrl-C and SIGTERM: they interrupt at once, but while it is `patient` the first one only sets `asked`."""
 
     asked = patient = False
 
@@ -148,13 +150,6 @@ class Stop:
     def __exit__(self, *_):
         for kind, handler in self.before.items():
             signal.signal(kind, handler)
-
-    @contextlib.contextmanager
-    def after_the_step(self):
-        """A context in which the first signal waits: whoever runs in it looks at `asked`."""
-        self.patient = True
-        yield
-        self.patient = False
 
     def handle(self, *_):
         """What a signal calls; the second one interrupts in any case."""
@@ -211,8 +206,7 @@ def main(argv=None):
         with Stop() as stop:
             run_command(given, stop)
     except KeyboardInterrupt:
-        hint = f"stopped; continue with: {again}" if (Path(folder) / "run.json").exists() else "stopped"
-        print(hint, file=sys.stderr)
+        print(f"stopped; continue with: {again}" if Path(folder, "run.json").exists() else "stopped", file=sys.stderr)
         return 130
     except (TrainError, ConfigError, data.DataError, CheckpointError, report.Diverged) as error:
         print(f"minids.train: {error}", file=sys.stderr)
