@@ -28,6 +28,11 @@ def test_the_picture_follows_the_controls():
     assert shown.image.layout.max_width == "300px" and shown.image.layout.width == "100%"
 
 
+def test_a_tooltip_on_the_image_stays_away():
+    """ipywidgets 8.1.9 in JupyterLab fails to show an Image that has one (seen in a browser)."""
+    assert explore(draw, power=(0, 4), size=(3, 2)).image.tooltip is None
+
+
 def test_the_forms_of_a_control():
     ready = widgets.IntText(7)
     ranges = {"context_length": (128, 1024, 128), "lr": (0.0, 0.01), "heads": [1, 8, 128]}
@@ -50,7 +55,7 @@ def test_the_picture_stands_behind_the_controls():
     shown = explore(draw, alt="A power of x", power=(0, 4), size=(3, 2))
     data, metadata = shown._repr_mimebundle_()
     assert base64.b64decode(data["image/png"]) == shown.image.value
-    assert data["text/plain"].startswith("A power of x") and shown.image.tooltip == "A power of x"
+    assert data["text/plain"].startswith("A power of x") and 'aria-label="A power of x"' in shown.line.value
     assert "application/vnd.jupyter.widget-view+json" in data
     assert metadata["image/png"] == {"width": 300, "height": 200, "alt": data["text/plain"]}
 
@@ -67,7 +72,7 @@ def test_an_exception_is_one_line_and_goes_away():
     data, _ = shown._repr_mimebundle_()
     assert "image/png" not in data and shown.error in data["text/plain"]
     shown.children[0].value = 1
-    assert (shown.error, shown.line.value, shown.line.layout.display) == ("", "", "none")
+    assert shown.error == "" and "ZeroDivisionError" not in shown.line.value
     assert shown.image.layout.display is None and bytes(shown.image.value[:4]) == b"\x89PNG"
 
 

@@ -9,6 +9,7 @@ What is displayed carries the picture as a PNG beside the live controls: a noteb
 web view and nbconvert show that. Without ipywidgets the static picture is shown, with a sentence.
 """
 
+import html
 import math
 from numbers import Real
 
@@ -47,8 +48,8 @@ class Explorer(BOX):
         self.figure, self.alt, self.error = plots.blank(*size), alt, ""
         self._draw, self._controls = draw, controls
         wide = f"{round(size[0] * plots.CSS_DPI)}px"
-        self.image = widgets.Image(format="png", layout={"width": "100%", "max_width": wide}, tooltip=alt)
-        self.line = widgets.Label(layout={"display": "none"})
+        self.image = widgets.Image(format="png", layout={"width": "100%", "max_width": wide})
+        self.line = widgets.HTML(layout={"margin": "0", "overflow": "hidden"})
         for control in controls.values():
             control.observe(lambda _: self.redraw(), "value")
         super().__init__([*controls.values(), self.image, self.line])
@@ -68,14 +69,18 @@ class Explorer(BOX):
             self.image.value, self.error = plots.png(self.figure), ""
         except Exception as error:
             self.error = " ".join(f"{type(error).__name__}: {error}".split())
-        self.line.value = f"The figure could not be drawn. {self.error}" if self.error else ""
-        self.line.layout.display = None if self.error else "none"
+        words = html.escape(self._sentence())
+        self.line.value = words if self.error else f'<span role="img" aria-label="{words}"></span>'
+        self.line.layout.height = "auto" if self.error else "0px"  # the picture's words are for who hears the page
         self.image.layout.display = "none" if self.error else None
+
+    def _sentence(self):
+        return f"The figure could not be drawn. {self.error}" if self.error else self.alt
 
     def _repr_mimebundle_(self, **kwargs):
         data = super()._repr_mimebundle_(**kwargs) or {}
         if self.error:
-            return {**data, "text/plain": self.line.value}, {}
+            return {**data, "text/plain": self._sentence()}, {}
         still, metadata = plots.bundle(self.image.value, self.figure, f"{self.alt} (run the cell for the controls)")
         return {**data, **still}, metadata
 

@@ -89,8 +89,9 @@ def png(fig):
             axes.set_title("")
             axes.set_title(title, loc="left", fontsize=STYLE["axes.titlesize"])
         for line in axes.lines:
-            if line.get_markevery() is None and len(line.get_xdata()) > 24:
-                line.set_markevery(len(line.get_xdata()) // 12)
+            last, step = len(line.get_xdata()) - 1, len(line.get_xdata()) // 12
+            if line.get_markevery() is None and step > 1:
+                line.set_markevery((last % step, step))  # the last point keeps its marker
     buffer = io.BytesIO()
     with style():
         fig.savefig(buffer, format="png")
