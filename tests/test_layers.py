@@ -1,0 +1,106 @@
+"""What every model is made of, against its formula: RMSNorm, RoPE and YaRN, attention's mask."""
+
+import math
+
+import pytest
+import torch
+
+from minids.config import ModelConfig
+from minids.layers import apply_rope, causal_attention, inverse_frequencies, rms_norm, rope_tables, softmax_scale
+from minids.numerics import TOLERANCE, relative_error, seed_everything
+
+CPU = torch.device("cpu")
+PUBLISHED = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    seed_everything(11)
+
+
+def yarn(mscale):
+    return {**YARN, "mscale": mscale, "mscale_all_dim": mscale}
+
+
+# YaRN ------------------------------------------------------------------------------------------------------------
+
+
+def test_yarn_keeps_the_fast_frequencies_and_divides_the_slow_ones():
+    plain = inverse_frequencies(64, 10000.0, (), CPU)
+    ratio = plain.double() / inverse_frequencies(64, 10000.0, tuple(sorted(YARN.items())), CPU).double()
+    index = torch.arange(32)
+    assert torch.equal((ratio - 1).abs() < 1e-6, index <= 10)  # low: as they are
+    assert torch.equal((ratio - 40).abs() < 1e-4, index >= 23)  # high: 40 times slower
+    ramp = (index[11:23] - 10).double() / 13  # f/s * ramp + f * (1 - ramp) in between
+    torch.testing.assert_close(1 / ratio[11:23], ramp / 40 + 1 - ramp, rtol=1e-5, atol=0)
+
+
+def test_frequencies_without_yarn():
+    want = [10000 ** (-2 * i / 6) for i in range(3)]
+    assert inverse_frequencies(6, 10000.0, (), CPU).tolist() == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "want"), [(None, 0.0721688), (yarn(1.0), 0.1352337), (yarn(0.707), 0.1147214), (YARN, 0.0721688)]
+)
+def test_the_published_softmax_scales(scaling, want):
+    assert softmax_scale(ModelConfig(**PUBLISHED, rope_scaling=scaling)) == pytest.approx(want, abs=1e-7)
+
+
+def test_without_both_mscales_the_tables_are_scaled_instead():
+    positions = torch.arange(5)
+    for scaling, factor in ((yarn(0.707), 1.0), (YARN, 0.1 * math.log(40) + 1)):
+        cos, sin = rope_tables(ModelConfig(**PUBLISHED, rope_scaling=scaling), positions)
+        assert torch.allclose(cos.square() + sin.square(), torch.tensor(factor**2))
+
+
+# RoPE ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", [None, yarn(1.0)])
+def test_the_product_depends_on_the_distance_alone(scaling):
+    cfg, q, k = ModelConfig(**PUBLISHED, rope_scaling=scaling), *torch.randn(2, 1, 3, 64)
+
+    def product(q_at, k_at):
+        turned = [apply_rope(x, *rope_tables(cfg, torch.tensor([at]))) for x, at in ((q, q_at), (k, k_at))]
+        return (turned[0] * turned[1]).sum(-1)
+
+    assert relative_error(product(105, 103), product(5, 3)) < 1e-5
+    assert relative_error(product(3, 5), product(5, 3)) > 1e-3
+    assert relative_error(product(9, 9), (q * k).sum(-1)) < 1e-5
+
+
+def test_rope_turns_the_pairs_2i_and_2i_plus_1():
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64)
+    cos, sin = (table.double() for table in rope_tables(ModelConfig(qk_rope_head_dim=8), torch.arange(5)))
+    even, odd, cos_, sin_ = x[..., ::2], x[..., 1::2], cos[:, None], sin[:, None]
+    want = torch.stack([even * cos_ - odd * sin_, even * sin_ + odd * cos_], -1).flatten(-2)
+    assert relative_error(apply_rope(x, cos, sin), want) < TOLERANCE[torch.float64]
+    half = apply_rope(x.bfloat16(), cos.float(), sin.float())
+    assert half.dtype == torch.bfloat16 and relative_error(half, want) < TOLERANCE[torch.bfloat16]
+
+
+# Norm and attention ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 7, 130])
+def test_rms_norm_is_its_formula(dtype, width):
+    x, weight = torch.randn(5, width).to(dtype), torch.randn(width).to(dtype)
+    wide = x.double()
+    want = wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight.double()
+    got = rms_norm(x, weight, 1e-3)
+    assert got.dtype == dtype and relative_error(got, want) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("T", "S", "heads", "groups"), [(1, 1, 2, 2), (1, 9, 4, 2), (5, 5, 4, 1), (3, 8, 6, 2)])
+def test_queries_are_the_last_positions_and_see_nothing_later(T, S, heads, groups):
+    shapes = [(2, T, heads, 6), (2, S, groups, 6), (2, S, groups, 4)]
+    q, k, v = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    more = heads // groups
+    scores = torch.einsum("bthd,bshd->bhts", q, k.repeat_interleave(more, 2)) * 0.3
+    later = torch.arange(S) > torch.arange(S - T, S)[:, None]
+    weights = scores.masked_fill(later, -math.inf).softmax(-1)
+    want = torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(more, 2))
+    assert relative_error(causal_attention(q, k, v, 0.3), want) < TOLERANCE[torch.float64]
