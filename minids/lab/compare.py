@@ -1,0 +1,112 @@
+"""Whether two results are the same, and if not, where they differ first: tensors, numbers, tuples, lists, dicts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from minids.numerics import TOLERANCE
+
+
+@dataclass
+class Difference:
+    """What is wrong with a result: `what` in one line; `error` and `allowed` relative to the result's scale."""
+
+    what: str
+    error: float = math.inf
+    allowed: float = 0.0
+
+    def __str__(self):
+        if math.isfinite(self.error):
+            return f"{self.what}; error {self.error:.1e} of the result's scale, allowed {self.allowed:.0e}"
+        return self.what
+
+
+def difference(got, want, dtype, tolerance=1.0, where="the result"):
+    """The first Difference of `got` from `want` (of the reference in float64), None where they agree within `dtype`."""
+    if isinstance(want, torch.Tensor):
+        return of_tensors(got, want, dtype, tolerance, where)
+    if isinstance(want, dict):
+        if not isinstance(got, dict) or got.keys() != want.keys():
+            return Difference(f"{where} is {describe(got)}, expected {describe(want)}")
+        pairs = [(got[key], want[key], f"{where}[{key!r}]") for key in want]
+    elif isinstance(want, tuple | list):
+        if not isinstance(got, tuple | list) or len(got) != len(want):
+            return Difference(f"{where} is {describe(got)}, expected {describe(want)}")
+        names = getattr(want, "_fields", range(len(want)))
+        pairs = [(g, w, f"{where}[{n}]") for g, w, n in zip(got, want, names, strict=True)]
+    else:
+        return of_numbers(got, want, dtype, tolerance, where)
+    return next(filter(None, (difference(g, w, dtype, tolerance, place) for g, w, place in pairs)), None)
+
+
+def of_numbers(got, want, dtype, tolerance, where):
+    if isinstance(got, torch.Tensor) and got.numel() == 1:
+        got = got.item()
+    if isinstance(want, bool) or not isinstance(want, int | float):
+        return None if type(got) is type(want) and got == want else Difference(f"{where} is {got!r}, expected {want!r}")
+    if isinstance(got, bool) or not isinstance(got, int | float):
+        return Difference(f"{where} is {describe(got)}, expected the number {want:.6g}")
+    if isinstance(want, int):
+        return None if got == want else Difference(f"{where} is {got!r}, expected {want!r}")
+    allowed = tolerance * TOLERANCE[dtype]
+    error = abs(got - want) / abs(want) if want and math.isfinite(got) else abs(got - want)
+    good = got == want or error <= allowed
+    return None if good else Difference(f"{where} is {got:.6g}, expected {want:.6g}", error, allowed)
+
+
+def of_tensors(got, want, dtype, tolerance, where):
+    if not isinstance(got, torch.Tensor):
+        return Difference(f"{where} is {describe(got)}, expected {describe(want, dtype)}")
+    if got.shape != want.shape:
+        return Difference(f"{where} has shape {list(got.shape)}, expected {list(want.shape)}")
+    if not want.is_floating_point():
+        if got.is_floating_point() or (got.dtype == torch.bool) != (want.dtype == torch.bool):
+            return Difference(f"{where} has dtype {name(got.dtype)}, expected {name(want.dtype)}")
+        return first(got, want, got != want, where)
+    if got.dtype not in (dtype, torch.float32 if dtype != torch.float64 else dtype):
+        return Difference(f"{where} has dtype {name(got.dtype)}, expected {name(dtype)}, as the inputs")
+    got, want = got.detach().double(), want.detach().double()
+    if got.numel() == 0:
+        return None
+    same = (got == want) | (got.isnan() & want.isnan())
+    off = torch.where(same, 0.0, (got - want).abs())
+    finite = want[want.isfinite()]
+    scale = finite.abs().max().item() if finite.numel() else 1.0
+    allowed = tolerance * TOLERANCE[dtype]
+    bad = ~(off <= allowed * (scale or 1.0))
+    return first(got, want, bad, where, off.nan_to_num(math.inf).max().item() / (scale or 1.0), allowed)
+
+
+def first(got, want, bad, where, error=math.inf, allowed=0.0):
+    """The Difference at the first True of `bad`; None without one."""
+    if not bad.any():
+        return None
+    place = tuple(bad.nonzero()[0].tolist())
+    share = f" ({int(bad.sum())} of {bad.numel()} are wrong)" if bad.numel() > 1 else ""
+    index = f"[{', '.join(map(str, place))}]" if place else ""
+    what = f"{where}{index}: got {number(got[place])}, expected {number(want[place])}{share}"
+    return Difference(what, error, allowed)
+
+
+def number(value):
+    value = value.item()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def describe(value, dtype=None):
+    """A value in a few words: its kind, and a tensor's shape and dtype."""
+    if isinstance(value, torch.Tensor):
+        kind = dtype if dtype and value.is_floating_point() else value.dtype
+        return f"a tensor {list(value.shape)} {name(kind)}"
+    if value is None:
+        return "None (is there a `return`?)"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int | float | str | bool):
+        return repr(value)[:60]
+    return f"a {type(value).__name__}"

@@ -1,0 +1,198 @@
+"""The likeliest mistake behind an answer that failed: a known wrong answer that does the same, or a pattern."""
+
+import torch
+
+from minids.lab import compare
+from minids.lab.exercise import is_float
+from minids.lab.observe import expected, observe
+
+
+def diagnosis(exercise, seen):
+    """The sentence that helps, "" where nothing fits; `seen` holds the Observation of every case."""
+    for wrong in exercise.wrongs:
+        if does_the_same(exercise, seen, wrong):
+            return wrong.why
+    return next(filter(None, (pattern(exercise, seen) for pattern in PATTERNS)), "")
+
+
+def does_the_same(exercise, seen, wrong):
+    """Whether a known wrong answer gives what was seen, case by case."""
+    for observation in seen:
+        theirs = observe(exercise, wrong.fn, observation.case)
+        if (theirs.call.error is None) != (observation.call.error is None) or theirs.failed != observation.failed:
+            return False
+        if theirs.call.error is not None:
+            if type(theirs.call.error) is not type(observation.call.error):
+                return False
+        elif not alike(exercise, observation, theirs):
+            return False
+    return True
+
+
+def alike(exercise, ours, theirs):
+    dtype = ours.case.dtype
+    if theirs.changed != ours.changed or close(ours.call.value, theirs.call.value, dtype, exercise.tolerance) is False:
+        return False
+    if isinstance(ours.gradients, dict) and isinstance(theirs.gradients, dict):
+        return close(ours.gradients, theirs.gradients, dtype, exercise.tolerance)
+    return type(ours.gradients) is type(theirs.gradients)
+
+
+def close(a, b, dtype, tolerance):
+    return compare.difference(a, b, dtype, 10 * tolerance) is None
+
+
+# Patterns: each takes (exercise, seen) and gives a sentence, or None ---------------------------------------------
+
+
+def changes_its_input(exercise, seen):
+    changed = next((o.changed for o in seen if o.changed), None)
+    if changed:
+        return (
+            f"It changes its argument {changed[0]} in place: work on a copy, without +=, x[...] = or names ending in _."
+        )
+    return None
+
+
+def gives_nothing(exercise, seen):
+    if all(o.call.error is None and o.call.value is None for o in seen):
+        return "It returns None: is there a `return` at the end?"
+    return None
+
+
+def only_gradients(exercise, seen):
+    if exercise.gradients and all(o.call.error is None and value_is_right(o) for o in seen):
+        return (
+            "The values are right, the gradients are not: is something detached, taken by .item() or .data, "
+            "or computed under torch.no_grad()?"
+        )
+    return None
+
+
+def zeros(exercise, seen):
+    pairs = flat_pairs(seen)
+    if pairs and all(not g.any() for g, _ in pairs) and any(w.any() for _, w in pairs):
+        return "It returns zeros: is the result ever written?"
+    return None
+
+
+def the_input(exercise, seen):
+    for name, position in ((n, i) for i, n in enumerate(exercise.parameters)):
+        values = [(o.call.value, o.case.args[position]) for o in seen]
+        if all(is_same_value(v, a) for v, a in values):
+            return f"It returns its argument {name} as it is: nothing is computed yet."
+    return None
+
+
+def a_factor(exercise, seen):
+    """One factor between what came and what was expected, the same everywhere or one for each case."""
+    pairs = flat_pairs(seen)
+    if not pairs:
+        return None
+    factors = []
+    for (got, want), observation in zip(pairs, seen, strict=True):
+        norm = (want * want).sum()
+        if not norm > 0 or not got.isfinite().all():
+            return None
+        factor = ((got * want).sum() / norm).item()
+        allowed = 10 * exercise.tolerance * compare.TOLERANCE[observation.case.dtype]
+        if not factor or (got - factor * want).abs().max() > allowed * abs(factor) * want.abs().max():
+            return None
+        factors.append(factor)
+    low, high = min(factors), max(factors)
+    if all(want.numel() == 1 for _, want in pairs) and high - low > 1e-3 * abs(high):
+        return None  # single numbers: any two have a ratio
+    if high - low <= 1e-3 * abs(high):
+        return f"Everything is {factors[0]:.4g} times what it should be: a constant factor is missing, or one too many."
+    return f"All of a result is off by one factor, from {low:.4g} to {high:.4g} with the sizes: a scale is wrong."
+
+
+def only_aligned(exercise, seen):
+    if splits(seen, lambda o: o.case.aligned):
+        return "It is right only for sizes that are multiples of 8: what happens to the last, smaller piece?"
+    return None
+
+
+def only_batch_one(exercise, seen):
+    if splits(seen, lambda o: o.case.batch == 1):
+        return "It is right for batch 1 only: does it use the first sequence for all of them?"
+    return None
+
+
+def only_contiguous(exercise, seen):
+    if splits(seen, lambda o: not o.case.strided):
+        return "It is right for contiguous inputs only: does it rely on the order of the numbers in memory?"
+    return None
+
+
+def nan(exercise, seen):
+    values = [v for o in seen for v in tensors(o.call.value)]
+    if any(v.isnan().any() for v in values):
+        return (
+            "The result holds NaN: part of it was never written (memory from torch.empty starts as NaN here), "
+            "or a division 0/0, or a softmax over a row that is masked altogether."
+        )
+    return None
+
+
+PATTERNS = [
+    changes_its_input,
+    gives_nothing,
+    only_gradients,
+    zeros,
+    the_input,
+    a_factor,
+    only_batch_one,
+    only_aligned,
+    only_contiguous,
+    nan,
+]
+
+
+def splits(seen, right):
+    """Whether exactly the cases for which right(observation) holds did not fail, and there are both kinds."""
+    return len({o.failed for o in seen}) == 2 and all(o.failed != right(o) for o in seen)
+
+
+def value_is_right(observation):
+    want = expected(observation.exercise, observation.case)[0]
+    options = {"dtype": observation.case.dtype, "tolerance": observation.exercise.tolerance}
+    return compare.difference(observation.call.value, want, **options) is None
+
+
+def flat_pairs(seen):
+    """[(got, want)] of each case as float64 vectors; [] where something raised or has another form."""
+    pairs = []
+    for observation in seen:
+        want = tensors(expected(observation.exercise, observation.case)[0])
+        got = tensors(observation.call.value) if observation.call.error is None else []
+        if not want or len(got) != len(want) or any(g.shape != w.shape for g, w in zip(got, want, strict=True)):
+            return []
+        pairs.append((flat(got), flat(want)))
+    return pairs
+
+
+def flat(values):
+    return torch.cat([v.detach().double().flatten() for v in values])
+
+
+def tensors(value):
+    """All tensors and numbers in a result, as tensors, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, int | float):
+        return [torch.tensor(value, dtype=torch.float64)]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else []
+    return [t for part in parts for t in tensors(part)]
+
+
+def is_same_value(value, argument):
+    if isinstance(value, torch.Tensor) != isinstance(argument, torch.Tensor) or value is None:
+        return False
+    if isinstance(value, torch.Tensor):
+        if value.shape != argument.shape or value.is_floating_point() != is_float(argument):
+            return False
+        return torch.equal(value, argument)
+    return type(value) is type(argument) and value == argument

@@ -1,0 +1,178 @@
+"""What an exercise is: a reference that is the oracle, inputs to try, and the wrong answers that learners really write.
+
+    RMS_NORM = Exercise("01.1", layers.rms_norm, minutes=6, sizes=[dict(B=1, T=8, D=16), ...], hints=[nudge, idea])
+
+    @RMS_NORM.inputs
+    def _(r, B, T, D):
+        return r.normal(B, T, D), r.normal(D), 1e-5
+
+    @RMS_NORM.wrong("You subtract the mean first: that is LayerNorm. RMSNorm divides by the root mean square alone.")
+    def mean_centred(x, weight, eps): ...
+
+`inputs` draws the arguments of one case in float64; the checks cast them to each of `dtypes` and give the same numbers
+to the learner's function in that dtype and to the reference in float64. Nothing is written twice: the reference is the
+function of minids that the exercise is about.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+
+import torch
+
+REGISTRY = {}  # "01.1" -> Exercise, in the order of the lessons
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A known wrong answer: `fn` computes it, `why` is the sentence that helps whoever wrote it."""
+
+    name: str
+    fn: object = field(repr=False)
+    why: str
+
+
+@dataclass(eq=False)
+class Exercise:
+    """One exercise: `reference` and the answer to check take what `inputs` draws for each of `sizes`.
+
+    sizes: the cases, one dict each; a size named B is a batch. Sizes other than B that are all multiples of 8 make an
+    aligned case. dtypes: in which the learner's function is tried. gradients: whether those of all floating arguments
+    are compared too. minutes: what it takes. limit: seconds that one call may take. tolerance: factor on the dtype's.
+    hints: two texts, the nudge and the idea (the solution comes from solutions/).
+    """
+
+    id: str
+    reference: object
+    minutes: float
+    sizes: list
+    hints: list
+    dtypes: tuple = (torch.float32,)
+    gradients: bool = False
+    limit: float = 10.0
+    tolerance: float = 1.0
+    name: str = ""
+    traffic: object = None  # of a kernel: sizes -> the fewest bytes that it can move
+    wrongs: list = field(default_factory=list)
+    draw: object = None
+
+    def __post_init__(self):
+        self.name = self.name or self.reference.__name__
+        if self.id in REGISTRY:
+            raise ValueError(
+                f"exercise {self.id} is there already ({REGISTRY[self.id].name}); give {self.name} another"
+            )
+        REGISTRY[self.id] = self
+
+    @property
+    def lesson(self):
+        return self.id.split(".")[0]
+
+    @property
+    def title(self):
+        return f"{self.id} {self.name}"
+
+    @property
+    def parameters(self):
+        """The names of the reference's arguments, which are those of the stub too."""
+        return list(inspect.signature(self.reference).parameters)
+
+    def inputs(self, draw):
+        """Decorate the function draw(r, **sizes) that gives the arguments of one case; r is a Random."""
+        self.draw = draw
+        return draw
+
+    def wrong(self, why):
+        """Decorate a known wrong answer; `why` is its diagnosis."""
+
+        def keep(fn):
+            self.wrongs.append(Wrong(fn.__name__, fn, why))
+            return fn
+
+        return keep
+
+
+class Random:
+    """What `inputs` draws from: float64 tensors that depend on the seed alone."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, low, high, *shape):
+        return low + (high - low) * torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
+    def integers(self, low, high, *shape):
+        """Whole numbers from low up to high - 1, int64."""
+        return torch.randint(low, high, shape, generator=self.generator)
+
+    def permutation(self, n):
+        return torch.randperm(n, generator=self.generator)
+
+
+@dataclass
+class Case:
+    """One call to compare: arguments as the learner gets them, and the sizes they were drawn for."""
+
+    sizes: dict
+    dtype: torch.dtype
+    strided: bool
+    args: tuple
+
+    @property
+    def label(self):
+        sizes = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
+        kind = str(self.dtype).removeprefix("torch.") if any(is_float(a) for a in self.args) else ""
+        return ", ".join(filter(None, (sizes, kind, "not contiguous" if self.strided else "")))
+
+    @property
+    def batch(self):
+        return self.sizes.get("B", 1)
+
+    @property
+    def aligned(self):
+        return all(size % 8 == 0 for name, size in self.sizes.items() if name != "B" and isinstance(size, int))
+
+
+def is_float(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def cases(exercise):
+    """All cases of an exercise: every dict of sizes in every dtype; in every second one, inputs are not contiguous."""
+    made = []
+    for number, sizes in enumerate(exercise.sizes):
+        for dtype in exercise.dtypes:
+            args = exercise.draw(Random(1000 + number), **sizes)
+            args = args if isinstance(args, tuple) else (args,)
+            strided = number % 2 == 1
+            made.append(Case(sizes, dtype, strided, tuple(prepare(a, dtype, strided) for a in args)))
+    return made
+
+
+def prepare(value, dtype, strided):
+    """An argument as the learner gets it; a strided one has a gap (of NaN) after each element of its last dimension."""
+    if not is_float(value):
+        return value
+    value = value.to(dtype)
+    if not strided or value.dim() == 0:
+        return value
+    room = torch.full((*value.shape, 2), float("nan"), dtype=dtype)
+    room[..., 0] = value
+    return room[..., 0]
+
+
+def wide(value):
+    """The same argument for the reference: float64, contiguous, a copy."""
+    return value.double().contiguous() if is_float(value) else copy_of(value)
+
+
+def copy_of(value):
+    """A copy that keeps a tensor's strides, so that a call cannot change the case's own arguments."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.is_contiguous():
+        return value.clone()
+    base = value._base if value._base is not None else value
+    return base.clone().as_strided(value.shape, value.stride(), value.storage_offset())

@@ -1,0 +1,302 @@
+"""Lesson 01: the parts of a transformer, and the measure of its loss."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minids import layers
+from minids.data import bits_per_byte
+from minids.lab.exercise import Exercise
+
+HIDDEN = [{"B": 1, "T": 8, "D": 16}, {"B": 3, "T": 7, "D": 10}, {"B": 3, "T": 8, "D": 32}, {"B": 1, "T": 5, "D": 33}]
+HEADS = [
+    {"B": 1, "T": 8, "H": 8, "d": 8},
+    {"B": 3, "T": 7, "H": 3, "d": 6},
+    {"B": 2, "T": 16, "H": 8, "d": 16},
+    {"B": 1, "T": 13, "H": 2, "d": 10},
+]
+
+RMS_NORM = Exercise(
+    "01.1",
+    layers.rms_norm,
+    minutes=5,
+    sizes=HIDDEN,
+    gradients=True,
+    hints=[
+        "Three steps: square, average over the last dimension, divide x by the root. Which one keeps the dimension?",
+        "x.square().mean(-1, keepdim=True) has the shape [..., 1]; torch.rsqrt gives 1 / sqrt. eps stands under the root.",
+    ],
+)
+
+
+@RMS_NORM.inputs
+def _(r, B, T, D):
+    return 0.3 * r.normal(B, T, D) + 0.2, 1 + r.normal(D), 0.01
+
+
+@RMS_NORM.wrong("You subtract the mean first: that is LayerNorm. RMSNorm divides by the root mean square, and no more.")
+def mean_centred(x, weight, eps):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong("eps stands outside the root: it must be added to the mean of the squares, before the root is taken.")
+def eps_outside(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight
+
+
+@RMS_NORM.wrong(
+    "The weight is multiplied in before the norm, so it changes the size that is divided out: it comes last."
+)
+def weight_first(x, weight, eps):
+    y = x * weight
+    return y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+
+
+@RMS_NORM.wrong(
+    "You divide by the root of the SUM of squares: it must be their mean, or the result shrinks as D grows."
+)
+def sum_of_squares(x, weight, eps):
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong(
+    "The mean is taken over all positions together: each position has a norm of its own, over the last dimension."
+)
+def over_everything(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean() + eps) * weight
+
+
+@RMS_NORM.wrong("You divide by the mean of the squares: its square root is missing.")
+def no_root(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+APPLY_ROPE = Exercise(
+    "01.2",
+    layers.apply_rope,
+    minutes=8,
+    sizes=HEADS,
+    gradients=True,
+    hints=[
+        "Take the even and the odd columns of x apart: x[..., 0::2] and x[..., 1::2]. Each pair is a point in the plane.",
+        "even·cos − odd·sin and even·sin + odd·cos; cos[:, None] lets one angle a position serve all heads. Then "
+        "torch.stack(…, dim=-1).flatten(-2) puts the pairs back in their places.",
+    ],
+)
+
+
+@APPLY_ROPE.inputs
+def _(r, B, T, H, d):
+    angles = r.uniform(0.3, 3.0, T, d // 2)
+    return r.normal(B, T, H, d), angles.cos(), angles.sin()
+
+
+def turn(even, odd, cos, sin):
+    return even * cos[:, None] - odd * sin[:, None], even * sin[:, None] + odd * cos[:, None]
+
+
+@APPLY_ROPE.wrong(
+    "You pair column i with column i + R/2 (the half-split form of Llama). Here the pairs are neighbours: (0,1), (2,3), …"
+)
+def half_split(x, cos, sin):
+    return torch.cat(turn(*x.chunk(2, -1), cos, sin), -1)
+
+
+@APPLY_ROPE.wrong("The pairs are turned the wrong way: the minus sign belongs to the even column, even·cos − odd·sin.")
+def wrong_way(x, cos, sin):
+    return torch.stack(turn(x[..., 0::2], x[..., 1::2], cos, -sin), -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong("The turned pairs come out as [evens | odds]: stack them on a last dimension, then flatten it.")
+def left_apart(x, cos, sin):
+    return torch.cat(turn(x[..., 0::2], x[..., 1::2], cos, sin), -1)
+
+
+@APPLY_ROPE.wrong("The angles are one position off: row t of cos and sin belongs to position t.")
+def off_by_one(x, cos, sin):
+    return torch.stack(turn(x[..., 0::2], x[..., 1::2], cos.roll(1, 0), sin.roll(1, 0)), -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong("The odd column is computed from the even one that is turned already: keep both until both are done.")
+def one_after_the_other(x, cos, sin):
+    even, odd = x[..., 0::2], x[..., 1::2]
+    even = even * cos[:, None] - odd * sin[:, None]
+    odd = even * sin[:, None] + odd * cos[:, None]
+    return torch.stack((even, odd), -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong(
+    "Each column is only multiplied by its cosine: a rotation mixes the two columns of a pair by the sine."
+)
+def cosine_only(x, cos, sin):
+    return x * cos.repeat_interleave(2, -1)[:, None]
+
+
+CAUSAL_ATTENTION = Exercise(
+    "01.3",
+    layers.causal_attention,
+    minutes=10,
+    sizes=HEADS,
+    gradients=True,
+    hints=[
+        "Scores first: one number for each head, query and key, [B, H, T, T]. Then hide the future, then softmax.",
+        'torch.einsum("bthd,bshd->bhts", q, k) gives the scores; where a mask torch.ones(T, T).tril() is 0 they become '
+        "-inf before the softmax over s, the last dimension; a second einsum sums the values.",
+    ],
+)
+
+
+@CAUSAL_ATTENTION.inputs
+def _(r, B, T, H, d):
+    return r.normal(B, T, H, d), r.normal(B, T, H, d), r.normal(B, T, H, d), 1.3 * d**-0.5
+
+
+def attend(q, k, v, scale, seen, dim=-1, hidden=float("-inf")):
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
+    return torch.einsum("bhts,bshd->bthd", scores.masked_fill(~seen, hidden).softmax(dim), v)
+
+
+def ones(q):
+    return torch.ones(q.shape[1], q.shape[1], dtype=torch.bool)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "Nothing hides the future: position t may see positions up to t, so scores with s > t become -inf."
+)
+def no_mask(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q))
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The mask is off by one: each position sees the NEXT one too, which is the answer it must predict."
+)
+def sees_the_next(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(1))
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The mask is off by one: a position must see itself. As it is, the first one sees nothing at all (NaN)."
+)
+def not_itself(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(-1))
+
+
+@CAUSAL_ATTENTION.wrong("The mask hides the past and shows the future: tril keeps s ≤ t, triu the other side.")
+def the_future(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).triu())
+
+
+@CAUSAL_ATTENTION.wrong("The hidden scores are set to 0, which is a score like any other (e^0 = 1): they must be -inf.")
+def masked_with_zero(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(), hidden=0.0)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The softmax runs over the queries: for each query the weights of the KEYS must sum to 1 (the last dimension)."
+)
+def over_queries(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(), dim=-2)
+
+
+@CAUSAL_ATTENTION.wrong("The scale is missing: multiply the scores by it before the softmax.")
+def no_scale(q, k, v, scale):
+    return attend(q, k, v, 1.0, ones(q).tril())
+
+
+@CAUSAL_ATTENTION.wrong("The scale is applied twice: it is d^-0.5 already, not d.")
+def scaled_twice(q, k, v, scale):
+    return attend(q, k, v, scale * scale, ones(q).tril())
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The mask comes after the softmax, so the weights that are left do not sum to 1: mask the scores before it."
+)
+def masked_late(q, k, v, scale):
+    weights = (torch.einsum("bthd,bshd->bhts", q, k) * scale).softmax(-1) * ones(q).tril()
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+
+
+SWIGLU = Exercise(
+    "01.4",
+    layers.swiglu,
+    minutes=5,
+    sizes=[{**s, "W": w} for s, w in zip(HIDDEN, (24, 9, 40, 21), strict=True)],
+    gradients=True,
+    hints=[
+        "Two projections of the same x; one of them goes through silu and opens or shuts the other.",
+        "F.linear(x, w) multiplies by w transposed, as nn.Linear does: down of silu(gate of x) times (up of x).",
+    ],
+)
+
+
+@SWIGLU.inputs
+def _(r, B, T, D, W):
+    return r.normal(B, T, D), r.normal(W, D), r.normal(W, D), r.normal(D, W)
+
+
+@SWIGLU.wrong("gate and up are swapped: silu belongs to the gate's projection.")
+def swapped(x, w_gate, w_up, w_down):
+    return F.linear(F.linear(x, w_gate) * F.silu(F.linear(x, w_up)), w_down)
+
+
+@SWIGLU.wrong("silu is applied to both projections: up stays as it is, only the gate is bent.")
+def silu_on_both(x, w_gate, w_up, w_down):
+    return F.linear(F.silu(F.linear(x, w_gate)) * F.silu(F.linear(x, w_up)), w_down)
+
+
+@SWIGLU.wrong("That is the sigmoid alone (GLU): silu(z) is z times sigmoid(z).")
+def sigmoid_gate(x, w_gate, w_up, w_down):
+    return F.linear(F.linear(x, w_gate).sigmoid() * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("silu comes after the product: the gate goes through silu first, then multiplies up.")
+def silu_of_the_product(x, w_gate, w_up, w_down):
+    return F.linear(F.silu(F.linear(x, w_gate) * F.linear(x, w_up)), w_down)
+
+
+@SWIGLU.wrong("Gate and up are added: the gate MULTIPLIES up, which is what makes it a gate.")
+def added(x, w_gate, w_up, w_down):
+    return F.linear(F.silu(F.linear(x, w_gate)) + F.linear(x, w_up), w_down)
+
+
+BITS_PER_BYTE = Exercise(
+    "01.5",
+    bits_per_byte,
+    minutes=4,
+    sizes=[{"tokens": 1000}, {"tokens": 77}, {"tokens": 12345}],
+    hints=[
+        "Two conversions: from nats to bits, and from tokens to bytes.",
+        "All the nats of the text are nats_per_token · tokens; a bit is ln 2 = 0.693 nats; share them among the bytes.",
+    ],
+)
+
+
+@BITS_PER_BYTE.inputs
+def _(r, tokens):
+    return float(r.uniform(1, 5)), tokens, int(tokens * float(r.uniform(2, 4)))
+
+
+@BITS_PER_BYTE.wrong("That is in nats: a bit is ln 2 nats, so divide by math.log(2).")
+def nats(nats_per_token, tokens, nbytes):
+    return nats_per_token * tokens / nbytes
+
+
+@BITS_PER_BYTE.wrong(
+    "That is bits per TOKEN: a vocabulary of longer tokens would look worse. Share the bits among the bytes."
+)
+def per_token(nats_per_token, tokens, nbytes):
+    return nats_per_token / math.log(2)
+
+
+@BITS_PER_BYTE.wrong(
+    "Tokens and bytes are the wrong way round: there are fewer tokens than bytes, so the number gets smaller."
+)
+def upside_down(nats_per_token, tokens, nbytes):
+    return nats_per_token / math.log(2) * nbytes / tokens
+
+
+@BITS_PER_BYTE.wrong("You multiply by ln 2: there are MORE bits than nats, so divide by it.")
+def times_ln2(nats_per_token, tokens, nbytes):
+    return nats_per_token * math.log(2) * tokens / nbytes

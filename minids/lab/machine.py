@@ -1,0 +1,48 @@
+"""This machine's roofline, measured: multiply-adds a second of a large matrix product, bytes a second of a copy."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from minids.bench.harness import cpu_name
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and its measured peaks: `flops` per second (of `dtype` products), `bandwidth` in bytes per second."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    dtype: torch.dtype
+
+    @property
+    def ridge(self):
+        """FLOPs per byte above which the arithmetic, below which the memory sets the time."""
+        return self.flops / self.bandwidth
+
+
+def measure(dtype=torch.float32, size=1024, megabytes=128, rounds=5):
+    """Measure this machine (its GPU where there is one): the medians of `rounds` products [size,size] and copies."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = median_seconds(lambda: a @ b, rounds)
+    source = torch.ones(megabytes * 2**20 // 4, device=device)
+    target = torch.empty_like(source)
+    copying = median_seconds(lambda: target.copy_(source), rounds)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return Machine(name, 2 * size**3 / seconds, 2 * source.numel() * 4 / copying, dtype)
+
+
+def median_seconds(run, rounds=5):
+    """The median time of `rounds` calls, in seconds, after one call for warm-up; a GPU is waited for."""
+    times = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

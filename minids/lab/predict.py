@@ -1,0 +1,43 @@
+"""A guess before a measurement: written down, kept, and compared when the number is there."""
+
+import math
+
+from minids.lab import progress
+from minids.lab.show import show
+
+
+class Prediction:
+    """What a learner guessed before a measurement; `compare` says how far off it was."""
+
+    def __init__(self, question, guess, unit=""):
+        self.question, self.guess, self.unit = question, guess, unit
+
+    def compare(self, measured):
+        """Show `measured` beside the guess."""
+        unit = f" {self.unit}" if self.unit else ""
+        if self.guess is None:
+            return show(f"measured {measured:.4g}{unit}; you made no prediction: write a number above, and run again")
+        return show(f"you said {self.guess:.4g}{unit}, measured {measured:.4g}{unit}: {distance(self.guess, measured)}")
+
+
+def distance(guess, measured):
+    """In words, how far a guess is from what was measured."""
+    if guess * measured <= 0:
+        return f"off by {abs(guess - measured):.3g}"
+    ratio = max(guess / measured, measured / guess)
+    if ratio < 1.1:
+        return "within 10%, well judged"
+    way = "too high" if abs(guess) > abs(measured) else "too low"
+    return f"{ratio:.2g} times {way}" if ratio >= 2 else f"{100 * (ratio - 1):.0f}% {way}"
+
+
+def predict(question, guess, unit=""):
+    """Write down a `guess` (a number, or None for none) of `question`; gives a Prediction to compare later."""
+    if guess is not None and not (isinstance(guess, int | float) and math.isfinite(guess)):
+        show(f"predict takes a number, or None; {guess!r} was given")
+        guess = None
+    if guess is not None:
+        progress.update(lambda p: p.predictions.update({question: guess}))
+    words = "no guess yet (that is allowed)" if guess is None else f"your guess: {guess:g}{' ' + unit if unit else ''}"
+    show(f"{question} {words}")
+    return Prediction(question, guess, unit)

@@ -1,0 +1,36 @@
+"""Text to a learner: one printed line, and below it what explains it, framed in Jupyter and plain elsewhere."""
+
+import html
+import sys
+
+MARK = {"PASS": "#009e73", "FAIL": "#d55e00", "NOT ATTEMPTED": "#888888"}
+
+
+def show(line, details=(), diagnosis="", verdict=""):
+    """Print `line`; then details and diagnosis, as a framed block in Jupyter and as indented lines elsewhere."""
+    print(line)
+    plain = [f"  {detail}" for detail in details]
+    plain += [f"  → {diagnosis}"] if diagnosis else []
+    if not plain:
+        return
+    if in_jupyter():
+        from IPython.display import display
+
+        display({"text/html": frame(details, diagnosis, verdict), "text/plain": "\n".join(plain)}, raw=True)
+    else:
+        print("\n".join(plain))
+
+
+def in_jupyter():
+    """Whether a notebook's kernel runs this: then text can be framed."""
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return bool(shell) and hasattr(shell, "kernel")
+
+
+def frame(details, diagnosis, verdict):
+    """The details in a quiet block whose edge has the verdict's colour; colours that read on light and dark."""
+    colour = MARK.get(verdict, "#0072b2")
+    text = html.escape("\n".join(details))
+    why = f'<div style="margin-top:.4em"><b>{html.escape(diagnosis)}</b></div>' if diagnosis else ""
+    style = f"border-left:4px solid {colour};padding:.2em .8em;margin:.2em 0"
+    return f'<div style="{style}"><pre style="white-space:pre-wrap;margin:0">{text}</pre>{why}</div>'

@@ -1,0 +1,160 @@
+"""Training within a notebook: any loss, for some minutes or steps, with a live curve and samples on the way.
+
+The corpus, vocabulary, batches, optimizers and schedule are those of `python -m minids.train`; what differs is that
+the model may be the learner's own code, and that nothing is written to disk.
+"""
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from minids import data, generate, optim
+from minids.lab import plots
+from minids.lab.show import in_jupyter
+from minids.numerics import seed_everything
+from minids.run import BIAS_RATE, CLIP, WARMUP_STEPS, WEIGHT_DECAY
+
+BATCH, LENGTH, RATE = 16, 256, 0.01
+REDRAW = 3.0  # seconds between two pictures of the curve
+
+
+@dataclass
+class Text:
+    """What a lesson trains on: the corpus, its vocabulary, its tokens in one row."""
+
+    corpus: object
+    tokenizer: object
+    tokens: torch.Tensor
+    bytes_per_token: float
+
+
+@dataclass
+class Trained:
+    """A model after training: its curve as rows of (seconds, step, bits per byte), samples as (seconds, text)."""
+
+    model: object
+    text: Text
+    rows: list = field(default_factory=list)
+    samples: list = field(default_factory=list)
+    tokens_per_second: float = math.nan
+
+    def heldout(self):
+        """Bits per byte on the held-out files, by the model's own forward."""
+        with torch.autocast("cpu", torch.bfloat16, optim.has_fast_bf16(torch.device("cpu"))):
+            return data.heldout_bits_per_byte(self.model, self.text.tokenizer, self.text.corpus, LENGTH, BATCH)
+
+
+def load_text(vocab_size=2048, spec="stdlib"):
+    """The Text of a corpus (Python's standard library unless `spec` names another), its vocabulary cached."""
+    corpus = data.load_corpus(spec)
+    tokenizer = data.load_tokenizer(corpus, vocab_size)
+    tokens = data.encode_files(tokenizer, corpus.train)
+    return Text(corpus, tokenizer, tokens, sum(map(len, corpus.train)) / len(tokens))
+
+
+def train_live(
+    model, text, minutes=None, steps=None, loss=None, seed=0, rate=RATE, sample_at=(), prompt="def ", live=True
+):
+    """Train `model` on `text` for `minutes`, or for `steps` steps, and give a Trained.
+
+    loss(model, inputs, targets) gives (what to differentiate, cross-entropy in nats), as Transformer.loss does, which
+    it is by default. `sample_at` are the seconds at which the model writes a sample that begins with `prompt`. With
+    `live` a curve is drawn on the way, beside gzip and xz. Ctrl-C (interrupt) ends it early and keeps what is there.
+    """
+    if (minutes is None) == (steps is None):
+        raise ValueError(f"minutes is {minutes} and steps is {steps}; give one of the two")
+    seed_everything(seed)
+    loss = loss or type(model).loss
+    run = Trained(model, text)
+    picture = Curve(text.corpus) if live else None
+    optimizers = optim.build_optimizers(model, rate, rate, WEIGHT_DECAY)
+    waiting, due, began, step, paused = [], sorted(sample_at), time.perf_counter(), 0, 0.0
+    model.train()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            seconds = time.perf_counter() - began - paused
+            done = step / steps if steps else seconds / (60 * minutes)
+            if done >= 1:
+                break
+            waiting.append(one_step(run, optimizers, loss, step, done, seed, rate))
+            step += 1
+            if step % 10 == 0:
+                pause = time.perf_counter()
+                bits = float(torch.stack(waiting).mean()) / math.log(2) / text.bytes_per_token
+                run.rows.append((seconds, step, bits))
+                waiting = []
+                if due and seconds >= due[0]:
+                    run.samples.append((due.pop(0), sample(run, prompt)))
+                if picture:
+                    picture.draw(run.rows)
+                paused += time.perf_counter() - pause
+    run.tokens_per_second = step * BATCH * LENGTH / (time.perf_counter() - began - paused)
+    if picture:
+        picture.draw(run.rows, last=True)
+    model.eval()
+    return run
+
+
+def one_step(run, optimizers, loss, step, done, seed, rate):
+    """One step of training, `done` (0 to 1) of the way; gives the cross-entropy in nats per token, a 0-dim tensor."""
+    factor = min(1.0, (step + 1) / WARMUP_STEPS) * (1 - done)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+    inputs, targets = data.batch(run.text.tokens, step, seed, BATCH, LENGTH)
+    with torch.autocast("cpu", torch.bfloat16, optim.has_fast_bf16(torch.device("cpu"))):
+        total, nats = loss(run.model, inputs, targets)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    if hasattr(run.model, "update_expert_bias"):
+        run.model.update_expert_bias(BIAS_RATE)
+    return nats
+
+
+def sample(run, prompt, new_tokens=60, temperature=0.7, seed=0):
+    """What the model writes after `prompt`."""
+    ids = torch.tensor([run.text.tokenizer.encode(prompt).ids])
+    out = generate(run.model, ids, new_tokens, temperature, 0.95, seed=seed)
+    run.model.train()
+    return run.text.tokenizer.decode(out[0].tolist())
+
+
+class Curve:
+    """The loss while it falls, beside gzip and xz: one picture, drawn again in its place every few seconds."""
+
+    def __init__(self, corpus):
+        self.anchors = {"gzip": corpus.gzip_bpb, "xz": corpus.xz_bpb}
+        self.handle, self.drawn = None, -math.inf
+
+    def draw(self, rows, last=False):
+        """Draw the (seconds, step, bits per byte) of `rows`; where no notebook shows pictures, print a line."""
+        now = time.perf_counter()
+        if not rows or (now - self.drawn < REDRAW and not last):
+            return
+        self.drawn = now
+        if not in_jupyter():
+            print(f"{rows[-1][0]:4.0f} s, step {rows[-1][1]}: {rows[-1][2]:.2f} bits per byte")
+            return
+        fig = self.figure(rows)
+        content, metadata = plots.bundle(plots.png(fig), fig, f"Training loss: {rows[-1][2]:.2f} bits per byte")
+        if self.handle is None:
+            from IPython.display import display
+
+            self.handle = display(content, metadata=metadata, display_id=True, raw=True)
+        else:
+            self.handle.update(content, metadata=metadata, raw=True)
+
+    def figure(self, rows):
+        fig, axes = plots.figure()
+        axes.plot([r[0] for r in rows], [r[2] for r in rows], marker="", label="training")
+        for (name, bits), dash in zip(self.anchors.items(), (":", "--"), strict=True):
+            axes.axhline(bits, color=plots.INK, linestyle=dash, linewidth=1)
+            axes.annotate(f"{name} {bits:.2f}", (0, bits), xytext=(4, 3), textcoords="offset points")
+        axes.set(xlabel="seconds", ylabel="bits per byte", ylim=(1.2, 3.2), xlim=(0, None))
+        return fig
