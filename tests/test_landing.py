@@ -1,0 +1,64 @@
+"""The landing page shows the lessons, what has passed, and where to go on."""
+
+import json
+
+import pytest
+
+from minids.lab import landing
+from minids.lab.exercises import by_lesson
+
+SOURCE = """# ---
+# title: {title}
+# promise: You double a number.
+# minutes: 40
+# difficulty: 2
+# needs: [torch]
+# objectives: [one, two, three]
+# ---
+"""
+NUMBER, EXERCISES = next(iter(by_lesson().items()))
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A function that gives the page of two lessons, the second without exercises, for the exercises that passed."""
+    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / ".minids"))
+    for folder in ("solutions", ".minids"):
+        (tmp_path / folder).mkdir()
+    for name, title in ((f"{NUMBER}_double", "Doubling"), ("99_end", "The end")):
+        (tmp_path / "solutions" / f"{name}.py").write_text(SOURCE.format(title=title))
+
+    def write(passed):
+        content = {"version": 1, "passed": {exercise.id: {"name": exercise.name} for exercise in passed}}
+        (tmp_path / ".minids" / "progress.json").write_text(json.dumps(content))
+        assert landing.main([], tmp_path) == 0
+        return (tmp_path / "lessons" / "START.md").read_text(encoding="utf-8")
+
+    return write
+
+
+def test_it_says_where_to_begin_and_to_go_on(page):
+    link, total = f"[{NUMBER} Doubling]({NUMBER}_double.ipynb)", len(EXERCISES)
+    assert f"**Begin with {link}**, 40 minutes." in page([])
+    one = page(EXERCISES[:1])
+    assert f"**Continue with {link}**" in one and f"▰{'▱' * (total - 1)} 1 of {total}" in one
+    assert "**Every exercise has passed.**" in page(EXERCISES)
+
+
+def test_the_minutes_left_go_down_with_each_exercise(page, tmp_path):
+    left = []
+    for count in range(len(EXERCISES) + 1):
+        page(EXERCISES[:count])
+        left.append(landing.rows(tmp_path)[0].left)
+    assert left[0] == 40 and left[-1] == 0 and left == sorted(left, reverse=True)
+
+
+def test_a_lesson_without_exercises_says_so(page):
+    assert "| [99 The end](99_end.ipynb) | 40 | ●●○○○ | torch | no exercises | |" in page([])
+
+
+def test_a_source_that_cannot_be_read_is_named(page, tmp_path, capsys):
+    page([])
+    (tmp_path / "solutions" / "50_bad.py").write_text("x = 1\n")
+    assert landing.main([], tmp_path) == 1
+    assert "START.md cannot be written: 50_bad.py does not begin with front matter" in capsys.readouterr().err
