@@ -5,39 +5,45 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/tiny
 LAB_ARGS ?=
+# Before a command: it trains only for moments, and a learner's progress is left alone.
+APART = home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; MINIDS_FAST=1 MINIDS_HOME="$$home"
 
 help:
 	@echo "make setup     the environment in $(VENV)"
-	@echo "make lab       the lessons in JupyterLab (LAB_ARGS=--no-browser only prints the address)"
+	@echo "make lab       the lessons in JupyterLab (LAB_ARGS=--no-browser prints the address)"
 	@echo "make test      all tests, and the notebooks"
 	@echo "make train     five minutes of preset tiny into $(OUT)"
-	@echo "make lessons   lessons/ and solutions/ built again from solutions/*.py"
+	@echo "make lessons   lessons/ and solutions/ built again from solutions/*.py; changed solutions are run"
 	@echo "make bench     speed beside transformers, on this machine"
 	@echo "make gpu       the tests that need a GPU"
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt pyproject.toml minids/lab/jupyter_conf/ipython_kernel_config.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@mkdir -p $(VENV)/etc/ipython
+	@cp minids/lab/jupyter_conf/ipython_kernel_config.py $(VENV)/etc/ipython/
 	@touch $@
 
 setup: $(READY)
 
 lab: $(READY)
-	JUPYTER_CONFIG_PATH=minids/lab/jupyter_conf $(BIN)/python -m jupyter lab --ip=127.0.0.1 $(LAB_ARGS) lessons/01_transformer.ipynb
+	-@$(BIN)/python -m minids.lab.landing
+	JUPYTER_CONFIG_PATH="$(CURDIR)/minids/lab/jupyter_conf" $(BIN)/python -m jupyter lab $(LAB_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m ruff check minids tests solutions/*.py
 	$(BIN)/python -m ruff format --check minids tests
 	$(BIN)/python -m minids.lab.build --check
-	$(BIN)/python -m pytest -q tests
-	$(BIN)/python -m pytest -q --nbval-lax solutions lessons
+	$(APART) $(BIN)/python -m pytest -q tests
+	$(APART) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
+		--nbval-cell-timeout 300 --nbval-kernel-startup-timeout 300 -n 2 --dist loadscope solutions lessons
 
 train: $(READY)
 	$(BIN)/python -m minids.train --preset tiny --minutes 5 --out $(OUT)
 
 lessons: $(READY)
-	$(BIN)/python -m minids.lab.build
+	$(BIN)/python -m minids.lab.build --execute
 
 bench: $(READY)
 	$(BIN)/python -m minids.bench
