@@ -1,86 +1,130 @@
-# %% [markdown]
-# # 01 A working transformer
-#
-# In this lesson you write the two smallest pieces of a modern transformer, train the whole of it on real text on your own machine, and see whether it beats gzip.
-#
-# *20 minutes · easy · needs torch and matplotlib, no GPU*
-#
-# You will
-# 1. write RMSNorm and rotary position embedding (RoPE), and see them equal the reference,
-# 2. train a mini-DeepSeek for a minute on Python's standard library,
-# 3. read its loss in bits per byte, beside gzip and xz on the same files, and read what it writes.
+# ---
+# title: A working transformer
+# promise: You write the five parts of a modern transformer, train it for five minutes on text that your machine already has, and find out whether it predicts Python better than gzip and xz do.
+# minutes: 45
+# difficulty: 2
+# needs: [torch]
+# objectives:
+#   - normalise with RMSNorm, and see why it stands before every part of a block
+#   - turn queries and keys by RoPE, so that attention knows distances
+#   - write causal attention that cannot look ahead
+#   - write the gated feed-forward SwiGLU
+#   - measure a model in bits per byte, beside two compressors
+# ---
 
 # %%
 import math
-import tempfile
-from pathlib import Path
+import time
 
-import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 
 import minids
-from minids import data, layers, report, train
+from minids import layers
+from minids.lab import check, explore, hint, load_text, machine, minutes, plots, predict, status, train_live
 
-torch.manual_seed(0)
-cfg = minids.ModelConfig.preset("tiny")
-print(f"{minids.accounting.parameters(cfg).total:,} parameters, {minids.accounting.parameters(cfg).active:,} active")
+_ = torch.manual_seed(0)
 
 # %% [markdown]
-# ## The problem
+# ## The problem: how well can Python be guessed?
 #
-# A language model gives a probability to the next token. The better it predicts, the fewer bits a text needs: $-\log_2 p$ for each token. Divided by the bytes of the text this is **bits per byte**, which does not depend on the vocabulary, and which any compressor has too.
+# Whoever predicts a text well can write it down in few bits: a token of probability $p$ costs $-\log_2 p$ bits. Divided by the bytes of the text, that is **bits per byte**, and any compressor has such a number too.
 #
-# Before you train anything: what do gzip and xz need for the files that the model will never see?
+# The text is the standard library of the Python that runs this notebook. One file in ten is **held out**: no model ever trains on it. What do gzip and xz need for these files, and what does a model need that has learnt nothing yet?
 
 # %% tags=["nbval-ignore-output"]
-corpus = data.load_corpus("stdlib")
-print(f"{len(corpus.train)} files to learn from, {len(corpus.heldout)} held out")
-print(f"gzip {corpus.gzip_bpb:.2f} bits per byte, xz {corpus.xz_bpb:.2f}")
+text = load_text(vocab_size=2048)
+corpus = text.corpus
+cfg = minids.ModelConfig.preset("tiny", attention="mha", n_routed_experts=0)
+model = minids.Transformer(cfg)
+with torch.no_grad():
+    nats = model.loss(*minids.data.batch(text.tokens, 0, 0, 16, 256))[1].item()
+untrained = nats / math.log(2) / text.bytes_per_token
+print(f"{len(corpus.train)} files to learn from, {len(corpus.heldout)} held out, {len(text.tokens) / 1e6:.1f}M tokens")
+print(f"{minids.accounting.parameters(cfg).total / 1e6:.1f}M parameters, untrained: {untrained:.2f} bits per byte")
+print(f"gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f} bits per byte")
 
 # %% [markdown]
 # ### Your prediction
 #
-# How many bits per byte will a model of 2 million parameters need after one minute on this machine? Uniform guessing among 256 bytes needs 8.
+# After five minutes of training on this machine, how many bits per byte will the model need for the held-out files? Write your guess in place of `None`; nobody marks it, and at the end you see how far off it was.
 
 # %%
-my_prediction = 2.0  # bits per byte: change it
+my_guess = None  # a number of your own, such as 2.0
+guess = predict("Bits per byte after five minutes?", my_guess, "bits per byte")
 
 # %% [markdown]
-# ## Exercise 1: RMSNorm
+# ## One block, four parts
 #
-# Every block normalises its input first, so that its size stays the same however deep the model is (Zhang and Sennrich, 1910.07467):
+# A transformer turns each token into a vector of width $D$ and passes it through $L$ equal blocks. A block adds two things to its input $x$, each computed from a normalised copy:
 #
-# $$\mathrm{RMSNorm}(x) = \frac{x}{\sqrt{\frac1D \sum_i x_i^2 + \epsilon}} \odot w$$
+# $$h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)), \qquad y = h + \mathrm{SwiGLU}(\mathrm{RMSNorm}(h))$$
+#
+# You write the four parts now, the smallest first. Shapes are written with the letters of the whole course: $B$ sequences in a batch, $T$ positions, $D$ the hidden width, $H$ heads. DeepSeek-V3 has this very block 61 times (V3 report, section 2.1); lessons 03 and 07 replace its insides.
+
+# %% [markdown]
+# ## Exercise 1 · RMSNorm
+#
+# *5 minutes · difficulty ●○○○○*
+#
+# Blocks ADD to $x$, so without a norm its size would grow from layer to layer. RMSNorm (Zhang and Sennrich, 1910.07467, eq. 4) divides each position's vector by its root mean square:
+#
+# $$\mathrm{RMSNorm}(x)_i = \frac{x_i}{\sqrt{\frac1D \sum_j x_j^2 + \epsilon}}\; w_i$$
 #
 # | name | shape | meaning |
 # |---|---|---|
-# | `x` | `[..., D]` | hidden states |
+# | `x` | `[..., D]` | any number of dimensions before the last |
 # | `weight` | `[D]` | the learned $w$ |
-# | `eps` | a number | keeps the root from 0 |
+# | `eps` | a number | keeps the root away from 0 |
 
 
 # %%
 def rms_norm(x, weight, eps):
-    """x [..., D] divided by its root mean square over the last dimension, times weight [D]."""
+    """x [..., D] divided by its root mean square over the last dimension, times weight [D]; gives [..., D]."""
     # BEGIN SOLUTION
     mean_square = x.square().mean(-1, keepdim=True)
     return x * torch.rsqrt(mean_square + eps) * weight
     # END SOLUTION
 
 
+# %%
+my_rms_norm = check(rms_norm)
+
 # %% [markdown]
-# ## Exercise 2: RoPE
+# Stuck? `hint(rms_norm)` gives a nudge; call it again for the idea, and a third time for a solution. A check never blocks you: it hands back your function if it is right, and the reference if not, so every cell below runs either way.
 #
-# Attention alone does not know the order of its tokens. RoPE (2104.09864) turns each pair $(x_{2i}, x_{2i+1})$ of queries and keys by the angle $t\,f_i$ at position $t$. The product of a turned query and a turned key then depends on the distance of their positions alone.
+# ## Exercise 2 · RoPE
 #
-# $$\begin{pmatrix} y_{2i} \\ y_{2i+1} \end{pmatrix} = \begin{pmatrix} \cos & -\sin \\ \sin & \cos \end{pmatrix} \begin{pmatrix} x_{2i} \\ x_{2i+1} \end{pmatrix}$$
+# *8 minutes · difficulty ●●○○○*
 #
-# `x` is `[B, T, H, R]`, `cos` and `sin` are `[T, R/2]`. Keep the pairs interleaved, as in DeepSeek's checkpoints.
+# Attention by itself sees a set of tokens, not a sequence. RoPE (2104.09864, eq. 34) turns each pair of neighbouring columns $(x_{2i}, x_{2i+1})$ of a query or key by an angle that grows with the position $t$, fast for the first pairs, slowly for the last:
+#
+# $$\begin{pmatrix} y_{2i} \\ y_{2i+1} \end{pmatrix} = \begin{pmatrix} \cos t f_i & -\sin t f_i \\ \sin t f_i & \cos t f_i \end{pmatrix} \begin{pmatrix} x_{2i} \\ x_{2i+1} \end{pmatrix}, \qquad f_i = 10000^{-2i/d}$$
+
+# %% tags=["hide-input"]
+fig, axes = plots.figure(7, 3, columns=2)
+cos, sin = layers.rope_tables(cfg, torch.arange(6))
+for panel, pair in zip(axes, (0, 4), strict=True):
+    for t in range(6):
+        x, y = cos[t, pair].item(), sin[t, pair].item()
+        panel.plot([0, x], [0, y], color=plots.COLORS[0], marker="", linestyle="-", alpha=0.3 + 0.14 * t)
+        if pair == 0 or t in (0, 5):
+            panel.annotate(f"t={t}", (1.2 * x, 1.2 * y), ha="center", va="center")
+    panel.set(title=f"pair {pair}", aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+plots.show(fig, "A vector turned by RoPE at positions 0 to 5: pair 0 goes most of the way round, pair 4 hardly moves.")
+
+# %% [markdown]
+# | name | shape | meaning |
+# |---|---|---|
+# | `x` | `[B, T, H, d]` | queries or keys; each head of width $d$ is turned alike |
+# | `cos`, `sin` | `[T, d/2]` | row $t$ holds the angles of position $t$ |
+#
+# Keep the pairs where they are, as in DeepSeek's checkpoints: the result is `[B, T, H, d]` with the turned pair $i$ in columns $2i$ and $2i+1$.
 
 
 # %%
 def apply_rope(x, cos, sin):
-    """Turn the pairs (2i, 2i+1) of x [B, T, H, R] by the angles of cos and sin [T, R/2]."""
+    """Turn the pairs (2i, 2i+1) of x [B, T, H, d] by the angles of cos and sin [T, d/2]; gives [B, T, H, d]."""
     # BEGIN SOLUTION
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
@@ -89,90 +133,307 @@ def apply_rope(x, cos, sin):
     # END SOLUTION
 
 
+# %%
+my_rope = check(apply_rope)
+
 # %% [markdown]
-# The cell below compares your functions with the package's, over shapes that divide nothing. It says `NOT ATTEMPTED` where you have written nothing yet, and goes on.
+# Why turn at all? Because then the product of a query and a key depends on their DISTANCE alone. The next cell puts one query and one key at several places:
+
+# %%
+q, k = torch.randn(1, 1, 1, 32), torch.randn(1, 1, 1, 32)
+for at_q, at_k in ((5, 3), (105, 103), (1005, 1003), (5, 4)):
+    tables = layers.rope_tables(cfg, torch.tensor([at_q, at_k]))
+    turned_q, turned_k = my_rope(q, tables[0][:1], tables[1][:1]), my_rope(k, tables[0][1:], tables[1][1:])
+    print(f"query at {at_q:4d}, key at {at_k:4d}, distance {at_q - at_k}: product {(turned_q * turned_k).sum():.3f}")
+
+# %% [markdown]
+# ## Exercise 3 · Causal attention
+#
+# *10 minutes · difficulty ●●●○○*
+#
+# Each position asks a question $q_t$; every earlier position offers a key $k_s$ and a value $v_s$. The answer is a mean of the values, weighted by how well the keys fit (1706.03762, eq. 1):
+#
+# $$o_t = \sum_{s \le t} a_{ts}\, v_s, \qquad a_{t\,\cdot} = \mathrm{softmax}_s\left(q_t \cdot k_s \cdot \mathrm{scale}\right)$$
+#
+# $s \le t$ is the whole honesty of a language model: a position that saw the next token would only copy it. Each head does this by itself, in $d$ columns.
+#
+# | name | shape |
+# |---|---|
+# | `q`, `k`, `v` | `[B, T, H, d]` |
+# | `scale` | a number, $1/\sqrt d$ for plain attention |
+# | result | `[B, T, H, d]` |
 
 
 # %%
-def verdict(name, mine, reference, cases):
-    """Print PASS, NOT ATTEMPTED or the first case that differs."""
-    for case in cases:
-        try:
-            got, want = mine(*case), reference(*case)
-        except NotImplementedError:
-            return print(f"{name}: NOT ATTEMPTED")
-        except Exception as error:
-            return print(f"{name}: FAIL, your function raised {type(error).__name__}: {error}")
-        shape = getattr(got, "shape", None)
-        if shape != want.shape:
-            return print(f"{name}: FAIL, the result is {shape}, expected {tuple(want.shape)}")
-        if not torch.allclose(got, want, rtol=1e-4, atol=1e-5):
-            at = tuple(int(i) for i in ((got - want).abs() > 1e-5).nonzero()[0])
-            return print(f"{name}: FAIL at {at}: got {got[at]:.4f}, expected {want[at]:.4f}")
-    print(f"{name}: PASS")
+def causal_attention(q, k, v, scale):
+    """softmax over s <= t of (q_t . k_s * scale), times v_s; q, k, v [B, T, H, d], gives [B, T, H, d]."""
+    # BEGIN SOLUTION
+    T = q.shape[1]
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+    # END SOLUTION
 
 
-shapes = [(1, 1, 1, 16), (3, 7, 2, 16), (2, 33, 5, 16)]
-norms = [(torch.randn(s) * 3, torch.randn(16), 1e-2) for s in shapes]
-verdict("01.1 rms_norm", rms_norm, layers.rms_norm, norms)
-turns = [(torch.randn(s), *layers.rope_tables(cfg, torch.arange(s[1]))) for s in shapes]
-verdict("01.2 apply_rope", apply_rope, layers.apply_rope, turns)
+# %%
+my_attention = check(causal_attention)
 
 # %% [markdown]
-# ## The whole model
+# ## Exercise 4 · SwiGLU
 #
-# `minids.Transformer` stacks blocks of two steps, each behind a norm and added to its input:
+# *5 minutes · difficulty ●○○○○*
 #
-# $$h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)), \qquad y = h + \mathrm{FeedForward}(\mathrm{RMSNorm}(h))$$
+# Attention moves information between positions; the feed-forward part works on each position alone. SwiGLU (2002.05202, section 2) has two projections to an inner width $W$. One passes through $\mathrm{silu}(z) = z \cdot \sigma(z)$ and acts as a **gate** that opens or shuts the other:
 #
-# In `tiny` the attention is Multi-head Latent Attention (lesson 03) and the feed-forward a mixture of experts (lesson 07); here both are just parts that work. The next cell trains it. It is the command `python -m minids.train --preset tiny --steps 60 --out DIR`.
+# $$\mathrm{SwiGLU}(x) = W_{down}\left(\mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x\right)$$
+#
+# | name | shape |
+# |---|---|
+# | `x` | `[..., D]` |
+# | `w_gate`, `w_up` | `[W, D]` |
+# | `w_down` | `[D, W]` |
+#
+# Weights are stored as `nn.Linear` stores them, `[out, in]`; `F.linear(x, w)` multiplies by such a matrix.
 
-# %% tags=["nbval-ignore-output"]
-folder = Path(tempfile.mkdtemp()) / "run"
-code = train.main(["--preset", "tiny", "--steps", "60", "--out", str(folder)])
-assert code == 0, "training stopped; the line above says why"
 
-# %% tags=["nbval-ignore-output"]
-rows = report.read_log(folder / "log.jsonl")
-figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot([row["step"] for row in rows], [row["bits_per_byte"] for row in rows], label="training")
-axes.axhline(corpus.gzip_bpb, ls=":", color="gray", label=f"gzip {corpus.gzip_bpb:.2f}")
-axes.axhline(corpus.xz_bpb, ls="--", color="gray", label=f"xz {corpus.xz_bpb:.2f}")
-axes.set(xlabel="step", ylabel="bits per byte", title="Sixty steps of tiny on the standard library")
-axes.legend()
-plt.show()
+# %%
+def swiglu(x, w_gate, w_up, w_down):
+    """down(silu(gate(x)) * up(x)); x [..., D], w_gate and w_up [W, D], w_down [D, W]; gives [..., D]."""
+    # BEGIN SOLUTION
+    gate = F.silu(F.linear(x, w_gate))
+    return F.linear(gate * F.linear(x, w_up), w_down)
+    # END SOLUTION
+
+
+# %%
+my_swiglu = check(swiglu)
 
 # %% [markdown]
-# ## What it learnt
+# ## Your transformer
 #
-# The held-out loss decides: these files the model never saw. How far off was your prediction?
+# The next cell is the whole model, in your four functions: what `model` contributes is weights alone. Does it compute what `minids.Transformer` computes from the same weights?
 
-# %% tags=["nbval-ignore-output"]
-import json
 
-result = json.loads((folder / "run.json").read_text())["result"]
-bits = result["bits_per_byte"]
-print(f"held-out: {bits:.2f} bits per byte; gzip {result['gzip']:.2f}, xz {result['xz']:.2f}")
-print(f"your prediction was {my_prediction:.2f}, off by {abs(my_prediction - bits):.2f}")
+# %%
+def my_hidden(model, tokens):
+    """The hidden states [B, T, D] behind the last norm, for tokens [B, T]."""
+    x, eps = model.embed_tokens(tokens), cfg.rms_norm_eps
+    cos, sin = layers.rope_tables(cfg, torch.arange(tokens.shape[1]))
+    for block in model.layers:
+        attn, mlp = block.self_attn, block.mlp
+        h = my_rms_norm(x, block.input_layernorm.weight, eps)
+        q, k, v = (proj(h).unflatten(-1, (attn.heads, -1)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+        q, k = my_rope(q, cos, sin), my_rope(k, cos, sin)
+        x = x + attn.o_proj(my_attention(q, k, v, attn.scale).flatten(-2))
+        h = my_rms_norm(x, block.post_attention_layernorm.weight, eps)
+        x = x + my_swiglu(h, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+    return my_rms_norm(x, model.norm.weight, eps)
+
+
+tokens = text.tokens[:100].long()[None]
+with torch.no_grad():
+    error = minids.numerics.relative_error(model.lm_head(my_hidden(model, tokens)), model(tokens))
+print(f"largest difference of the logits: {error:.0e} of their size")
+assert error < 1e-5
 
 # %% [markdown]
-# Sixty steps are a taste. `make train` takes five minutes and passes both compressors. The model that was written opens with one line:
+# ## Exercise 5 · Bits per byte
+#
+# *4 minutes · difficulty ●○○○○*
+#
+# `F.cross_entropy` gives the mean of $-\ln p$ over the tokens: **nats per token**. Two things keep it from being comparable: natural logarithms, and tokens, which are longer or shorter as the vocabulary likes. Turn it into bits per byte. One bit is $\ln 2$ nats.
+#
+# | name | meaning |
+# |---|---|
+# | `nats_per_token` | the mean loss |
+# | `tokens`, `nbytes` | how many tokens, and how many bytes, the text has |
+
+
+# %%
+def bits_per_byte(nats_per_token, tokens, nbytes):
+    """Bits for each byte of a text of nbytes bytes, whose tokens cost nats_per_token nats on average."""
+    # BEGIN SOLUTION
+    bits = nats_per_token * tokens / math.log(2)
+    return bits / nbytes
+    # END SOLUTION
+
+
+# %%
+my_bits_per_byte = check(bits_per_byte)
+
+# %% [markdown]
+# ## Train it
+#
+# Five minutes now, with your functions in every step. The optimizers are those of the whole course (Muon for matrices, AdamW for the rest), the batch is 16 sequences of 256 tokens. Watch the curve pass gzip; will it pass xz? The dotted lines are for the held-out files, and the curve is for the files that it learns from, so the end of the story comes after it. Stop early with ■ if you must: what is trained stays.
 
 # %% tags=["nbval-ignore-output"]
-model = minids.Transformer.from_pretrained(folder / "model")
-tokenizer = data.load_tokenizer(corpus, cfg.vocab_size)
-prompt = torch.tensor([tokenizer.encode("import ").ids])
-print(tokenizer.decode(minids.generate(model, prompt, 40, temperature=0.8, seed=0)[0].tolist()))
+
+
+def my_loss(model, inputs, targets):
+    """What to differentiate, and the loss to show: both are the cross-entropy here."""
+    logits = model.lm_head(my_hidden(model, inputs)).flatten(0, 1)
+    nats = F.cross_entropy(logits.float(), targets.flatten())
+    return nats, nats.detach()
+
+
+length = minutes(5)
+run = train_live(model, text, minutes=length, loss=my_loss, sample_at=(10, 60, 240))
+
+# %% [markdown]
+# What it wrote on the way, each time continuing `def `:
+
+# %% tags=["nbval-ignore-output"]
+for seconds, words in run.samples:
+    print(f"── after {seconds} seconds ──\n{words}\n")
+
+# %% [markdown]
+# ## Did it beat xz?
+#
+# Only the held-out files count. Their loss goes through your fifth function.
+
+# %% tags=["nbval-ignore-output"]
+began = time.perf_counter()
+measured = run.heldout()
+seconds = time.perf_counter() - began
+nbytes = sum(map(len, corpus.heldout))
+print(f"held out: {measured:.2f} bits per byte; gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f}")
+guess.compare(measured)
+
+rows = {"untrained": untrained, "gzip -9": corpus.gzip_bpb, "xz -9e": corpus.xz_bpb, "your transformer": measured}
+fig, axes = plots.figure(7, 2.6)
+plots.bars(axes, rows, form=".2f")
+axes.set(xlabel="bits per byte on the held-out files: shorter is better")
+plots.show(fig, "Bits per byte on the held-out files: untrained, gzip, xz and the trained transformer.")
+
+nats, n = run.rows[-1][2] * text.bytes_per_token * math.log(2), len(text.tokens)
+print(f"the last batch by your function: {my_bits_per_byte(nats, n, n * text.bytes_per_token):.2f} bits per byte")
+
+# %% [markdown]
+# ## How fast was it?
+#
+# A training step costs about $6N$ floating-point operations per token for $N$ parameters (2 forward, 4 backward), and attention on top. Set against what this machine reaches in one large matrix product, that says how much of it your code uses. The rest goes into softmax, norms and reading and writing memory: the subject of lessons 05 and 06.
+
+# %% tags=["nbval-ignore-output"]
+per_token = minids.accounting.train_flops_per_token(cfg, 256)
+here = machine.measure(torch.bfloat16 if minids.optim.has_fast_bf16(torch.device("cpu")) else torch.float32)
+reached = per_token * run.tokens_per_second
+print(f"{run.tokens_per_second:,.0f} tokens/s × {per_token / 1e6:.1f} MFLOP = {reached / 1e9:.0f} GFLOP/s")
+print(f"one large product reaches {here.flops / 1e9:.0f} GFLOP/s here: {reached / here.flops:.0%} of it is used")
+for name in ("H200", "RTX 4090"):
+    limit = minids.accounting.peak(name, torch.bfloat16) / per_token
+    print(f"{name}: at most {limit / 1e6:.0f}M tokens/s by its peak (arithmetic, not a measurement)")
+machine.recorded("train")
+
+# %% [markdown]
+# ## What does it look at?
+#
+# **Question:** is there a head that only looks at the token before? And one that looks back at the last place where the same name stood? Type a line of your own, and move the sliders. Each row is a query and shows where its attention goes.
+
+# %%
+line = "def add(first, second):\n    return first + second"
+
+
+# %%
+@torch.no_grad()
+def attention_weights(line):
+    """The attention weights [L, H, T, T] of the trained model over a line, and its tokens as text."""
+    ids = torch.tensor([text.tokenizer.encode(line).ids])
+    x, weights = model.embed_tokens(ids), []
+    cos, sin = layers.rope_tables(cfg, torch.arange(ids.shape[1]))
+    future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
+    for block in model.layers:
+        h, attn = block.input_layernorm(x), block.self_attn
+        q, k = (my_rope(p(h).unflatten(-1, (attn.heads, -1)), cos, sin) for p in (attn.q_proj, attn.k_proj))
+        scores = torch.einsum("bthd,bshd->bhts", q, k) * attn.scale
+        weights.append(scores.masked_fill(future, float("-inf")).softmax(-1)[0])
+        x = block(x, cos, sin)
+    return torch.stack(weights), [text.tokenizer.decode([i]).strip() or "⏎" for i in ids[0].tolist()]
+
+
+def draw(figure, layer, head):
+    weights, words = attention_weights(line)
+    axes = figure.subplots()
+    plots.heat(axes, weights[layer, head], "weight", rows=words, columns=words, xlabel="key", ylabel="query")
+    axes.tick_params(axis="x", rotation=60)
+
+
+attention_map = explore(draw, alt="Attention weights of one head over a line of code", size=(6.5, 5.5), layer=(0, 3), head=(0, 3))
+attention_map
+
+# %% [markdown]
+# ## When does it not pay?
+#
+# The model needed minutes of training and 1.4M parameters to save some bits; xz needs neither. The next cell sets the times side by side. As a compressor for a megabyte of files your transformer is absurd. It pays where the SAME model serves many texts, or where you want what no compressor has: a continuation.
+
+# %% tags=["nbval-ignore-output"]
+import lzma
+
+began = time.perf_counter()
+_ = lzma.compress(b"".join(corpus.heldout), preset=9 | lzma.PRESET_EXTREME)
+by_xz = time.perf_counter() - began
+print(f"xz: {nbytes / by_xz / 1e6:.2f} MB/s, no training")
+print(f"your transformer: {nbytes / seconds / 1e6:.2f} MB/s to evaluate, after {60 * length:.0f} s of training")
+saved = (corpus.xz_bpb - measured) * nbytes / 8
+print(f"saved against xz: {saved / 1e3:,.0f} kB; the weights in bf16: {2 * minids.accounting.parameters(cfg).total / 1e3:,.0f} kB")
+crossed = next((f"{r[0]:.0f} s" for r in run.rows if r[2] < corpus.xz_bpb), "not within this run")
+print(f"the training loss fell below xz's figure after: {crossed}")
+
+# %% [markdown]
+# ## In the real DeepSeek
+#
+# DeepSeek-V3 (2412.19437, section 2.1 and 4.2) is this block, grown:
+#
+# | | yours | DeepSeek-V3 |
+# |---|---|---|
+# | layers, hidden width | 4, 128 | 61, 7168 |
+# | heads | 4 of 32 | 128 of 128 + 64 |
+# | attention | plain | Multi-head Latent Attention (lesson 03) |
+# | feed-forward | SwiGLU of 384 | SwiGLU of 18432 in 3 layers, then 256 experts of 2048 (lesson 07) |
+# | RoPE | on all of a head | on 64 of 192 columns, stretched by YaRN |
+# | RMSNorm's eps | 1e-6 | 1e-6 |
+#
+# RMSNorm, RoPE in interleaved pairs and SwiGLU stay what you wrote. Later models changed attention again: V3.2 added sparse attention, and V4, by public code and posts, replaced MLA by shared keys and values in compressed layers.
+
+# %% tags=["nbval-ignore-output"]
+for name in ("deepseek-v2-lite", "deepseek-v3"):
+    size = minids.accounting.parameters(minids.ModelConfig.preset(name))
+    print(f"{name}: {size.total / 1e9:.1f}B parameters, {size.active / 1e9:.1f}B active per token")
 
 # %% [markdown]
 # ## To remember
 #
-# - A block is attention and a feed-forward, each behind a norm and added to its input.
-# - RoPE turns queries and keys, so that their product depends on the distance alone.
-# - Bits per byte compares any model with any compressor, on files that neither has seen.
+# 1. A block ADDS attention and a feed-forward to its input, each behind a norm.
+# 2. RoPE turns queries and keys, so their product depends on their distance alone.
+# 3. Bits per byte, on files that nobody trained on, compares any model with any compressor.
 #
-# **Homework.** With `import minids`: (1) build `ModelConfig.preset("tiny", attention="mha")` and compare its parameters by `minids.accounting`. (2) Show that turning a query at 5 and a key at 3 gives the same product as at 105 and 103.
+# ## Quiz
+#
+# Open an answer to see whether it is right.
+#
+# **1.** Which part of a block moves information between positions?
+# <details><summary>the feed-forward</summary>No: it works on each position alone.</details>
+# <details><summary>attention</summary>Yes, and nothing else does.</details>
+#
+# **2.** Your training loss is 0.01 bits per byte after a minute. What happened?
+# <details><summary>the model is very good</summary>Hardly: xz needs 1.6.</details>
+# <details><summary>the mask lets it see the next token</summary>Yes: then it only copies.</details>
+#
+# **3.** All positions move 1000 further. What changes in attention?
+# <details><summary>everything: RoPE's angles are others</summary>The angles are, but not their differences.</details>
+# <details><summary>nothing</summary>Yes: only distances count.</details>
+#
+# **4.** Model A has 3.0 nats per token, B 2.5. Which predicts better?
+# <details><summary>B</summary>Only if both have the same vocabulary.</details>
+# <details><summary>one cannot tell</summary>Yes: their tokens may differ in length. Ask for bits per byte.</details>
+
+# %% [markdown]
+# ## Homework
+#
+# Each begins with `import minids`.
+#
+# 1. Train the same model with `attention="gqa", num_key_value_heads=1` for as many minutes. How much worse is it, and how much smaller is `minids.accounting.kv_bytes_per_token`? (Lesson 02 tells why that matters.)
+# 2. `minids.ModelConfig.preset("tiny")` is the mini-DeepSeek with latent attention and experts. `python -m minids.train --preset tiny --minutes 5 --out DIR` trains it. Does it beat yours in the same five minutes?
 
 # %%
-uniform = math.log2(cfg.vocab_size)
-print(f"a uniform guess among {cfg.vocab_size} tokens costs {uniform:.0f} bits per token")
+status()

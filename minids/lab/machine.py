@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from minids.bench.harness import cpu_name
+from minids import bench
+from minids.bench import harness
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,15 @@ def measure(dtype=torch.float32, size=1024, megabytes=128, rounds=5):
     source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
     copying = median_seconds(lambda: target.copy_(source), rounds)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    here = f"{harness.cpu_name()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else here
     return Machine(name, 2 * size**3 / seconds, 2 * source.numel() * 4 / copying, dtype)
+
+
+def recorded(suite):
+    """Print the recorded result of a benchmark suite with where it comes from, or that nothing is recorded yet."""
+    found = bench.record(suite)
+    print(harness.table(found) if found else f"on an H200: nothing is recorded yet (python -m minids.bench {suite})")
 
 
 def median_seconds(run, rounds=5):

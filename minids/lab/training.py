@@ -13,6 +13,7 @@ import torch
 
 from minids import data, generate, optim
 from minids.lab import plots
+from minids.lab.budget import fast
 from minids.lab.show import in_jupyter
 from minids.numerics import seed_everything
 from minids.run import BIAS_RATE, CLIP, WARMUP_STEPS, WEIGHT_DECAY
@@ -42,9 +43,12 @@ class Trained:
     tokens_per_second: float = math.nan
 
     def heldout(self):
-        """Bits per byte on the held-out files, by the model's own forward."""
+        """Bits per byte on the held-out files, by the model's own forward (on two of them where MINIDS_FAST is set)."""
+        corpus = self.text.corpus
+        if fast():
+            corpus = data.Corpus(corpus.name, corpus.train, corpus.heldout[:2])
         with torch.autocast("cpu", torch.bfloat16, optim.has_fast_bf16(torch.device("cpu"))):
-            return data.heldout_bits_per_byte(self.model, self.text.tokenizer, self.text.corpus, LENGTH, BATCH)
+            return data.heldout_bits_per_byte(self.model, self.text.tokenizer, corpus, LENGTH, BATCH)
 
 
 def load_text(vocab_size=2048, spec="stdlib"):
@@ -67,35 +71,52 @@ def train_live(
     if (minutes is None) == (steps is None):
         raise ValueError(f"minutes is {minutes} and steps is {steps}; give one of the two")
     seed_everything(seed)
-    loss = loss or type(model).loss
-    run = Trained(model, text)
-    picture = Curve(text.corpus) if live else None
+    run, picture = Trained(model, text), Curve(text.corpus) if live else None
     optimizers = optim.build_optimizers(model, rate, rate, WEIGHT_DECAY)
-    waiting, due, began, step, paused = [], sorted(sample_at), time.perf_counter(), 0, 0.0
+    due, waiting, clock, step = sorted(sample_at), [], Clock(), 0
     model.train()
     with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            seconds = time.perf_counter() - began - paused
-            done = step / steps if steps else seconds / (60 * minutes)
-            if done >= 1:
-                break
-            waiting.append(one_step(run, optimizers, loss, step, done, seed, rate))
+        while (done := step / steps if steps else clock.seconds() / (60 * minutes)) < 1:
+            waiting.append(one_step(run, optimizers, loss or type(model).loss, step, done, seed, rate))
             step += 1
             if step % 10 == 0:
-                pause = time.perf_counter()
-                bits = float(torch.stack(waiting).mean()) / math.log(2) / text.bytes_per_token
-                run.rows.append((seconds, step, bits))
-                waiting = []
-                if due and seconds >= due[0]:
-                    run.samples.append((due.pop(0), sample(run, prompt)))
-                if picture:
-                    picture.draw(run.rows)
-                paused += time.perf_counter() - pause
-    run.tokens_per_second = step * BATCH * LENGTH / (time.perf_counter() - began - paused)
-    if picture:
-        picture.draw(run.rows, last=True)
+                with clock.paused():
+                    note(run, clock, step, waiting, picture)
+                    if due and clock.seconds() >= due[0]:
+                        run.samples.append((due.pop(0), sample(run, prompt)))
+    run.tokens_per_second = step * BATCH * LENGTH / clock.seconds()
+    note(run, clock, step, waiting, picture, last=True)
     model.eval()
     return run
+
+
+class Clock:
+    """Seconds of training, without those of the pauses for pictures and samples."""
+
+    def __init__(self):
+        self.began, self.stopped = time.perf_counter(), None
+
+    def seconds(self):
+        return (self.stopped or time.perf_counter()) - self.began
+
+    @contextlib.contextmanager
+    def paused(self):
+        self.stopped = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.began += time.perf_counter() - self.stopped
+            self.stopped = None
+
+
+def note(run, clock, step, waiting, picture, last=False):
+    """Turn the losses that wait into one row of the curve, and draw it."""
+    if waiting:
+        bits = float(torch.stack(waiting).mean()) / math.log(2) / run.text.bytes_per_token
+        run.rows.append((clock.seconds(), step, bits))
+        waiting.clear()
+    if picture:
+        picture.draw(run.rows, last)
 
 
 def one_step(run, optimizers, loss, step, done, seed, rate):
