@@ -41,8 +41,6 @@ def save(folder, step, tensors, meta, keep=2):
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(explain(error, home, step, tensors)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for path in candidates(home)[keep:]:
         discard(path)
 

@@ -97,7 +97,22 @@ class ModelConfig:
 
     def to_hf(self):
         """The hub's config.json as a dict: what `from_hf` read, or what transformers opens for a model made here."""
-        return _hub_from_fields(self)
+        own = {k: v for k, v in asdict(self).items() if k != "hub"}
+        if self.hub and (self.attention == "mla" or self.hub["model_type"] == "minids"):
+            read = asdict(ModelConfig.from_hf(self.hub))  # give back what was read, with what has changed since
+            edits = {k: v for k, v in own.items() if read[k] != v}
+            rope = _hub_rope(self) if edits.keys() & {"rope_theta", "rope_scaling"} else {}
+            if "num_nextn_predict_layers" in edits and "num_mtp_layers" in self.hub:
+                edits["num_mtp_layers"] = edits["num_nextn_predict_layers"]
+            return {**self.hub, **edits, **rope}
+        if self.attention != "mla":  # a baseline: only minids opens it
+            return {"architectures": ["Transformer"], "model_type": "minids", **own, **_hub_rope(self)}
+        kind = "deepseek_v3" if self.topk_method == "noaux_tc" else "deepseek_v2"
+        if not self.n_routed_experts:
+            own["first_k_dense_replace"] = self.num_hidden_layers
+        own |= {"hidden_act": "silu", "rope_interleave": True, "num_key_value_heads": self.num_attention_heads}
+        own = {k: v for k, v in own.items() if k not in ("attention", "head_dim")}
+        return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **own, **_hub_rope(self)}
 
     @property
     def qk_head_dim(self):
@@ -134,7 +149,8 @@ def validate(cfg):
         _check_baseline(cfg)
     if cfg.n_routed_experts:
         _check_experts(cfg)
-    _check_rope(cfg)
+    if cfg.rope_scaling:
+        _check_rope(cfg)
 
 
 def _check_types(cfg):
@@ -180,8 +196,6 @@ def _check_experts(cfg):
 
 
 def _check_rope(cfg):
-    if not cfg.rope_scaling:
-        return
     yarn, kind = cfg.rope_scaling, cfg.rope_scaling.get("type")
     _need(kind == "yarn", f"rope_scaling has type {kind!r}; minids knows 'yarn', or None for plain RoPE")
     for name in ("factor", "original_max_position_embeddings"):
@@ -254,25 +268,6 @@ def _plain_scaling(rope):
         return None
     dropped = ("rope_type", "type", "rope_theta")
     return {"type": _rope_type(rope), **{k: v for k, v in rope.items() if k not in dropped}}
-
-
-def _hub_from_fields(cfg):
-    own = {k: v for k, v in asdict(cfg).items() if k != "hub"}
-    if cfg.hub and (cfg.attention == "mla" or cfg.hub["model_type"] == "minids"):
-        read = asdict(ModelConfig.from_hf(cfg.hub))  # give back what was read, with what has changed since
-        edits = {k: v for k, v in own.items() if read[k] != v}
-        rope = _hub_rope(cfg) if edits.keys() & {"rope_theta", "rope_scaling"} else {}
-        if "num_nextn_predict_layers" in edits and "num_mtp_layers" in cfg.hub:
-            edits["num_mtp_layers"] = edits["num_nextn_predict_layers"]
-        return {**cfg.hub, **edits, **rope}
-    if cfg.attention != "mla":  # a baseline: only minids opens it
-        return {"architectures": ["Transformer"], "model_type": "minids", **own, **_hub_rope(cfg)}
-    kind = "deepseek_v3" if cfg.topk_method == "noaux_tc" else "deepseek_v2"
-    if not cfg.n_routed_experts:
-        own["first_k_dense_replace"] = cfg.num_hidden_layers
-    own |= {"hidden_act": "silu", "rope_interleave": True, "num_key_value_heads": cfg.num_attention_heads}
-    own = {k: v for k, v in own.items() if k not in ("attention", "head_dim")}
-    return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **own, **_hub_rope(cfg)}
 
 
 def _hub_rope(cfg):

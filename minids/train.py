@@ -182,8 +182,7 @@ def run_command(given, stop):
     else:
         if "out" not in given:
             raise TrainError("give --out DIR, a new folder for the run (or --resume DIR)")
-        folder = Path(given.pop("out"))
-        run = begin(complete_arguments(given), folder)
+        run = begin(folder=Path(given.pop("out")), args=complete_arguments(given))
     total, active = accounting.parameters(run.model.cfg)
     print(
         f"{run.args['preset']}: {total / 1e6:.1f}M parameters, {active / 1e6:.1f}M active; {run.corpus.name}: "
