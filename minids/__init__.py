@@ -3,9 +3,9 @@
 `import minids` needs torch alone; what reads files, trains or draws is imported where it is used.
 """
 
-from minids import accounting, mla, moe
+from minids import accounting, mla, moe, triton_env
 from minids.config import ConfigError, ModelConfig
 from minids.generate import generate
 from minids.model import Transformer
 
-__all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "generate", "mla", "moe"]
+__all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "generate", "mla", "moe", "triton_env"]
