@@ -207,7 +207,10 @@ def test_built_twice_nothing_changes_and_every_page_has_the_lessons(tmp_path):
         json.loads((tmp_path / f"lessons/{name}.ipynb").read_text())["cells"] for name in ("90_twice", "91_more")
     )
     assert "".join(first[0]["source"]).endswith("3. three\n\n[all lessons](README.md) · [91 More →](91_more.ipynb)")
-    assert "".join(last[-1]["source"]) == "---\n\n[← 90 Doubling](90_twice.ipynb) · [all lessons](README.md)"
+    solution = "[solution](../solutions/91_more.ipynb)"
+    assert (
+        "".join(last[-1]["source"]) == f"---\n\n[← 90 Doubling](90_twice.ipynb) · [all lessons](README.md) · {solution}"
+    )
 
 
 def test_check_finds_whatever_is_not_what_the_sources_make(tmp_path, capsys):

@@ -23,7 +23,7 @@ OPEN, CLOSE = "<!-- lessons -->", "<!-- /lessons -->"
 LARGE = 1_500_000  # bytes: GitHub and editors show a notebook of this size slowly
 INDEX = """# The lessons
 
-Work through them in order: each is a notebook, and its solution, executed, is in [solutions](../solutions).
+Work through them in order. Each is a notebook; its last cell has a link to the solution, which was run.
 `make lab` opens them in JupyterLab. This page is made of the sources by `make lessons`.
 
 {table}
@@ -55,7 +55,8 @@ def notebook(lesson, lessons, cells, folder):
 
     links = navigation(lesson, lessons, folder)
     first = {"id": f"{lesson.slug}-title", "source": f"{heading(lesson)}\n\n{links}"}
-    last = {"id": f"{lesson.slug}-links", "source": f"---\n\n{links}"}
+    word, other = ("solution", "solutions") if folder == "lessons" else ("lesson to work in", "lessons")
+    last = {"id": f"{lesson.slug}-links", "source": f"---\n\n{links} · [{word}](../{other}/{lesson.slug}.ipynb)"}
     around = [{"cell_type": "markdown", "metadata": {}, **cell} for cell in (first, last)]
     metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     made = {"cells": [around[0], *cells, around[1]], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
