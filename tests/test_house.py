@@ -151,9 +151,10 @@ minids.Transformer(minids.ModelConfig.preset("tiny"))
 """
 COUNT = """
 import sys, torch
-before = set(sys.modules)
+for name in OPTIONAL:  # torch itself may have imported some
+    sys.modules.pop(name, None)
 import minids
-sys.exit(", ".join(sorted(set(OPTIONAL) & (set(sys.modules) - before))) or 0)
+sys.exit(", ".join(name for name in OPTIONAL if name in sys.modules) or 0)
 """
 
 
