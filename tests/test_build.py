@@ -243,6 +243,17 @@ def test_a_solution_keeps_its_outputs_until_its_code_changes(tmp_path, capsys):
     assert "has the verdict '90.1 twice: FAIL at 2'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["", "<<<<<<< HEAD", "{}", "[]", '{"nbformat": 4, "cells": 3}'])
+def test_a_damaged_notebook_is_built_anew(tmp_path, text):
+    write(tmp_path)
+    assert build.main([], tmp_path) == 0
+    before = files(tmp_path)
+    for folder in ("lessons", "solutions"):
+        (tmp_path / folder / "90_twice.ipynb").write_text(text)
+    assert build.main(["--check"], tmp_path) == 1
+    assert build.main([], tmp_path) == 0 and files(tmp_path) == before
+
+
 def test_a_solution_that_raises_is_not_stored(tmp_path, capsys):
     write(tmp_path, BODY + "\n# %%\n1 / 0\n")
     assert build.main(["--execute"], tmp_path) == 2

@@ -137,15 +137,19 @@ def write_text(path, text):
     path.write_bytes(text.encode("utf-8"))
 
 
-def solve(made, path, args):
-    """Give the solution `made` its outputs: those stored at `path` if they are of its code, or by running it."""
+def stored(path):
+    """The notebook at `path`; an empty one where there is none, or a damaged one."""
     import nbformat
 
     try:
-        stored = nbformat.read(path, as_version=4)
-    except (FileNotFoundError, nbformat.reader.NotJSONError):
-        stored = nbformat.v4.new_notebook()
-    kept = outputs.graft(made, stored)
+        return nbformat.read(path, as_version=4)
+    except Exception:  # of many kinds, by what is wrong with the file
+        return nbformat.v4.new_notebook()
+
+
+def solve(made, path, args):
+    """Give the solution `made` its outputs: those stored at `path` if they are of its code, or by running it."""
+    kept = outputs.graft(made, stored(path))
     if args.execute and (args.force or not kept or outputs.faults(made)):
         print(f"running solutions/{path.name} …", flush=True)
         ran = copy.deepcopy(made)
