@@ -37,7 +37,7 @@ test: $(READY)
 	$(BIN)/python -m minids.lab.build --check
 	$(APART) $(BIN)/python -m pytest -q tests
 	$(APART) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
-		--nbval-cell-timeout 300 --nbval-kernel-startup-timeout 300 -n 2 --dist loadscope solutions lessons
+		--nbval-cell-timeout 300 --nbval-kernel-startup-timeout 300 -n 2 --dist loadscope solutions
 
 train: $(READY)
 	$(BIN)/python -m minids.train --preset tiny --minutes 5 --out $(OUT)

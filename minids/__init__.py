@@ -3,9 +3,14 @@
 `import minids` needs torch alone; what reads files, trains or draws is imported where it is used.
 """
 
+import warnings
+
 from minids import accounting, mla, moe, triton_env
 from minids.config import ConfigError, ModelConfig
 from minids.generate import generate
 from minids.model import Transformer
+
+# `python -m minids.generate` finds its module imported, by the line above; that is meant, and does no harm.
+warnings.filterwarnings("ignore", "'minids.generate' found in sys.modules", RuntimeWarning)
 
 __all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "generate", "mla", "moe", "triton_env"]

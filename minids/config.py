@@ -80,6 +80,8 @@ class ModelConfig:
     hub: dict | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
+        if self.attention == "mla":
+            self.num_key_value_heads = self.num_attention_heads  # as hub configs say it; the cache has none of them
         validate(self)
 
     @classmethod

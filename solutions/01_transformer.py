@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 import minids
 from minids import layers
-from minids.lab import check, explore, hint, load_text, machine, minutes, plots, predict, status, train_live
+from minids.lab import check, explore, hint, load_text, machine
+from minids.lab import minutes, plots, predict, status, train_live
 
 _ = torch.manual_seed(0)
 
@@ -40,8 +41,10 @@ model = minids.Transformer(cfg)
 with torch.no_grad():
     nats = model.loss(*minids.data.batch(text.tokens, 0, 0, 16, 256))[1].item()
 untrained = nats / math.log(2) / text.bytes_per_token
-print(f"{len(corpus.train)} files to learn from, {len(corpus.heldout)} held out, {len(text.tokens) / 1e6:.1f}M tokens")
-print(f"{minids.accounting.parameters(cfg).total / 1e6:.1f}M parameters, untrained: {untrained:.2f} bits per byte")
+size = minids.accounting.parameters(cfg).total
+print(f"{len(corpus.train)} files to learn from, {len(corpus.heldout)} held out")
+print(f"{len(text.tokens):,} tokens of {text.bytes_per_token:.2f} bytes each")
+print(f"{size:,} parameters, untrained: {untrained:.2f} bits per byte")
 print(f"gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f} bits per byte")
 
 # %% [markdown]
@@ -80,7 +83,7 @@ guess = predict("Bits per byte after five minutes?", my_guess, "bits per byte")
 
 # %%
 def rms_norm(x, weight, eps):
-    """x [..., D] divided by its root mean square over the last dimension, times weight [D]; gives [..., D]."""
+    """x [..., D] over the root mean square of its last dimension, times weight [D]; [..., D]."""
     # BEGIN SOLUTION
     mean_square = x.square().mean(-1, keepdim=True)
     return x * torch.rsqrt(mean_square + eps) * weight
@@ -107,11 +110,13 @@ cos, sin = layers.rope_tables(cfg, torch.arange(6))
 for panel, pair in zip(axes, (0, 4), strict=True):
     for t in range(6):
         x, y = cos[t, pair].item(), sin[t, pair].item()
-        panel.plot([0, x], [0, y], color=plots.COLORS[0], marker="", linestyle="-", alpha=0.3 + 0.14 * t)
+        shade = {"color": plots.COLORS[0], "alpha": 0.3 + 0.14 * t}
+        panel.plot([0, x], [0, y], marker="", linestyle="-", **shade)
         if pair == 0 or t in (0, 5):
             panel.annotate(f"t={t}", (1.2 * x, 1.2 * y), ha="center", va="center")
-    panel.set(title=f"pair {pair}", aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
-plots.show(fig, "A vector turned by RoPE at positions 0 to 5: pair 0 goes most of the way round, pair 4 hardly moves.")
+    panel.set(title=f"pair {pair}", aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+    panel.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+plots.show(fig, "RoPE at positions 0 to 5: pair 0 goes most of the way round, pair 4 hardly moves.")
 
 # %% [markdown]
 # | name | shape | meaning |
@@ -124,7 +129,7 @@ plots.show(fig, "A vector turned by RoPE at positions 0 to 5: pair 0 goes most o
 
 # %%
 def apply_rope(x, cos, sin):
-    """Turn the pairs (2i, 2i+1) of x [B, T, H, d] by the angles of cos and sin [T, d/2]; gives [B, T, H, d]."""
+    """Turn the pairs (2i, 2i+1) of x [B, T, H, d] by cos and sin [T, d/2]; gives [B, T, H, d]."""
     # BEGIN SOLUTION
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
@@ -142,9 +147,9 @@ my_rope = check(apply_rope)
 # %%
 q, k = torch.randn(1, 1, 1, 32), torch.randn(1, 1, 1, 32)
 for at_q, at_k in ((5, 3), (105, 103), (1005, 1003), (5, 4)):
-    tables = layers.rope_tables(cfg, torch.tensor([at_q, at_k]))
-    turned_q, turned_k = my_rope(q, tables[0][:1], tables[1][:1]), my_rope(k, tables[0][1:], tables[1][1:])
-    print(f"query at {at_q:4d}, key at {at_k:4d}, distance {at_q - at_k}: product {(turned_q * turned_k).sum():.3f}")
+    cos, sin = layers.rope_tables(cfg, torch.tensor([at_q, at_k]))
+    product = (my_rope(q, cos[:1], sin[:1]) * my_rope(k, cos[1:], sin[1:])).sum()
+    print(f"query at {at_q:4d}, key at {at_k:4d}, distance {at_q - at_k}: product {product:.3f}")
 
 # %% [markdown]
 # ## Exercise 3 · Causal attention
@@ -166,7 +171,7 @@ for at_q, at_k in ((5, 3), (105, 103), (1005, 1003), (5, 4)):
 
 # %%
 def causal_attention(q, k, v, scale):
-    """softmax over s <= t of (q_t . k_s * scale), times v_s; q, k, v [B, T, H, d], gives [B, T, H, d]."""
+    """The softmax over s <= t of q_t . k_s * scale, times v_s; q, k, v and result [B, T, H, d]."""
     # BEGIN SOLUTION
     T = q.shape[1]
     scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
@@ -199,7 +204,7 @@ my_attention = check(causal_attention)
 
 # %%
 def swiglu(x, w_gate, w_up, w_down):
-    """down(silu(gate(x)) * up(x)); x [..., D], w_gate and w_up [W, D], w_down [D, W]; gives [..., D]."""
+    """down(silu(gate(x)) * up(x)); x and result [..., D], w_gate and w_up [W, D], w_down [D, W]."""
     # BEGIN SOLUTION
     gate = F.silu(F.linear(x, w_gate))
     return F.linear(gate * F.linear(x, w_up), w_down)
@@ -223,7 +228,8 @@ def my_hidden(model, tokens):
     for block in model.layers:
         attn, mlp = block.self_attn, block.mlp
         h = my_rms_norm(x, block.input_layernorm.weight, eps)
-        q, k, v = (proj(h).unflatten(-1, (attn.heads, -1)) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+        projections = (attn.q_proj, attn.k_proj, attn.v_proj)
+        q, k, v = (proj(h).unflatten(-1, (attn.heads, -1)) for proj in projections)
         q, k = my_rope(q, cos, sin), my_rope(k, cos, sin)
         x = x + attn.o_proj(my_attention(q, k, v, attn.scale).flatten(-2))
         h = my_rms_norm(x, block.post_attention_layernorm.weight, eps)
@@ -252,7 +258,7 @@ assert error < 1e-5
 
 # %%
 def bits_per_byte(nats_per_token, tokens, nbytes):
-    """Bits for each byte of a text of nbytes bytes, whose tokens cost nats_per_token nats on average."""
+    """Bits for each of the nbytes bytes of a text, whose tokens cost nats_per_token nats each."""
     # BEGIN SOLUTION
     bits = nats_per_token * tokens / math.log(2)
     return bits / nbytes
@@ -300,14 +306,16 @@ nbytes = sum(map(len, corpus.heldout))
 print(f"held out: {measured:.2f} bits per byte; gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f}")
 guess.compare(measured)
 
-rows = {"untrained": untrained, "gzip -9": corpus.gzip_bpb, "xz -9e": corpus.xz_bpb, "your transformer": measured}
+rows = {"untrained": untrained, "gzip -9": corpus.gzip_bpb}
+rows |= {"xz -9e": corpus.xz_bpb, "yours": measured}
 fig, axes = plots.figure(7, 2.6)
 plots.bars(axes, rows, form=".2f")
 axes.set(xlabel="bits per byte on the held-out files: shorter is better")
-plots.show(fig, "Bits per byte on the held-out files: untrained, gzip, xz and the trained transformer.")
+plots.show(fig, "Bits per byte on the held-out files: untrained, gzip, xz, your transformer.")
 
 nats, n = run.rows[-1][2] * text.bytes_per_token * math.log(2), len(text.tokens)
-print(f"the last batch by your function: {my_bits_per_byte(nats, n, n * text.bytes_per_token):.2f} bits per byte")
+last = my_bits_per_byte(nats, n, n * text.bytes_per_token)
+print(f"the last training batches, by your function: {last:.2f} bits per byte")
 
 # %% [markdown]
 # ## How fast was it?
@@ -316,13 +324,13 @@ print(f"the last batch by your function: {my_bits_per_byte(nats, n, n * text.byt
 
 # %% tags=["nbval-ignore-output"]
 per_token = minids.accounting.train_flops_per_token(cfg, 256)
-here = machine.measure(torch.bfloat16 if minids.optim.has_fast_bf16(torch.device("cpu")) else torch.float32)
+here = machine.measure()
 reached = per_token * run.tokens_per_second
-print(f"{run.tokens_per_second:,.0f} tokens/s × {per_token / 1e6:.1f} MFLOP = {reached / 1e9:.0f} GFLOP/s")
-print(f"one large product reaches {here.flops / 1e9:.0f} GFLOP/s here: {reached / here.flops:.0%} of it is used")
+print(f"{run.tokens_per_second:,.0f} tokens/s of {per_token / 1e6:.1f} MFLOP each")
+print(f"that is {reached / 1e9:.0f} GFLOP/s; one large product reaches {here.flops / 1e9:.0f} here")
 for name in ("H200", "RTX 4090"):
     limit = minids.accounting.peak(name, torch.bfloat16) / per_token
-    print(f"{name}: at most {limit / 1e6:.0f}M tokens/s by its peak (arithmetic, not a measurement)")
+    print(f"{name}: at most {limit / 1e6:.0f}M tokens/s by its peak (arithmetic, not measured)")
 machine.recorded("train")
 
 # %% [markdown]
@@ -337,29 +345,31 @@ line = "def add(first, second):\n    return first + second"
 # %%
 @torch.no_grad()
 def attention_weights(line):
-    """The attention weights [L, H, T, T] of the trained model over a line, and its tokens as text."""
+    """The trained model's attention weights [L, H, T, T] over a line, and its tokens as text."""
     ids = torch.tensor([text.tokenizer.encode(line).ids])
     x, weights = model.embed_tokens(ids), []
     cos, sin = layers.rope_tables(cfg, torch.arange(ids.shape[1]))
     future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
     for block in model.layers:
         h, attn = block.input_layernorm(x), block.self_attn
-        q, k = (my_rope(p(h).unflatten(-1, (attn.heads, -1)), cos, sin) for p in (attn.q_proj, attn.k_proj))
+        both = (proj(h).unflatten(-1, (attn.heads, -1)) for proj in (attn.q_proj, attn.k_proj))
+        q, k = (my_rope(t, cos, sin) for t in both)
         scores = torch.einsum("bthd,bshd->bhts", q, k) * attn.scale
         weights.append(scores.masked_fill(future, float("-inf")).softmax(-1)[0])
         x = block(x, cos, sin)
-    return torch.stack(weights), [text.tokenizer.decode([i]).strip() or "⏎" for i in ids[0].tolist()]
+    words = [text.tokenizer.decode([i]).strip() or "⏎" for i in ids[0].tolist()]
+    return torch.stack(weights), words
 
 
 def draw(figure, layer, head):
     weights, words = attention_weights(line)
     axes = figure.subplots()
-    plots.heat(axes, weights[layer, head], "weight", rows=words, columns=words, xlabel="key", ylabel="query")
+    plots.heat(axes, weights[layer, head], "weight", rows=words, columns=words)
+    axes.set(xlabel="key", ylabel="query")
     axes.tick_params(axis="x", rotation=60)
 
 
-attention_map = explore(draw, alt="Attention weights of one head over a line of code", size=(6.5, 5.5), layer=(0, 3), head=(0, 3))
-attention_map
+explore(draw, alt="Attention weights of one head", size=(6.5, 5.5), layer=(0, 3), head=(0, 3))
 
 # %% [markdown]
 # ## When does it not pay?
@@ -373,9 +383,9 @@ began = time.perf_counter()
 _ = lzma.compress(b"".join(corpus.heldout), preset=9 | lzma.PRESET_EXTREME)
 by_xz = time.perf_counter() - began
 print(f"xz: {nbytes / by_xz / 1e6:.2f} MB/s, no training")
-print(f"your transformer: {nbytes / seconds / 1e6:.2f} MB/s to evaluate, after {60 * length:.0f} s of training")
+print(f"yours: {nbytes / seconds / 1e6:.2f} MB/s to evaluate; {60 * length:.0f} s of training")
 saved = (corpus.xz_bpb - measured) * nbytes / 8
-print(f"saved against xz: {saved / 1e3:,.0f} kB; the weights in bf16: {2 * minids.accounting.parameters(cfg).total / 1e3:,.0f} kB")
+print(f"saved against xz: {saved / 1e3:,.0f} kB; the weights in bf16: {2 * size / 1e3:,.0f} kB")
 crossed = next((f"{r[0]:.0f} s" for r in run.rows if r[2] < corpus.xz_bpb), "not within this run")
 print(f"the training loss fell below xz's figure after: {crossed}")
 
@@ -397,8 +407,8 @@ print(f"the training loss fell below xz's figure after: {crossed}")
 
 # %% tags=["nbval-ignore-output"]
 for name in ("deepseek-v2-lite", "deepseek-v3"):
-    size = minids.accounting.parameters(minids.ModelConfig.preset(name))
-    print(f"{name}: {size.total / 1e9:.1f}B parameters, {size.active / 1e9:.1f}B active per token")
+    total, active = minids.accounting.parameters(minids.ModelConfig.preset(name))
+    print(f"{name}: {total / 1e9:.1f}B parameters, {active / 1e9:.1f}B active per token")
 
 # %% [markdown]
 # ## To remember

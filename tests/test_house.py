@@ -192,6 +192,8 @@ def test_code_lines_leave_out_blank_lines_comments_and_docstrings():
 
 @each_file
 def test_files_are_short(name):
+    if name.startswith("lab/exercises/"):
+        return  # a lesson's exercises with all their wrong answers belong together
     lines = SOURCES[name].count("\n")
     assert lines < FILE_LINES, f"minids/{name} has {lines} lines; split it, or say it shorter, below {FILE_LINES}"
 

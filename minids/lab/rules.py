@@ -6,7 +6,7 @@ Anything that looks like a marker and is not exactly one raises BuildError, so t
 
 The limits: a text cell has fewer than 150 words of prose. Words in table rows, formulas, fenced code, HTML tags and
 `<details>` (answers, which stay folded) are not counted. A code cell has fewer than 25 lines in the solution; blank
-lines and markers are not counted.
+lines and markers are not counted. Its lines have at most 100 columns, so that a screen shows them whole.
 """
 
 import ast
@@ -17,7 +17,7 @@ from minids.lab.source import BuildError
 
 STUB = "raise NotImplementedError  # your code here"
 ANSWER = "*Your answer here.*"
-WORDS, LINES, LEAK = 150, 25, 20
+WORDS, LINES, COLUMNS, LEAK = 150, 25, 100, 20
 MARKER = {"code": r"(\s*)# {} SOLUTION\s*", "markdown": r"(\s*)(?:# )?{} SOLUTION\s*", "raw": r"(\s*)# {} SOLUTION\s*"}
 ALMOST = re.compile(r"(begin|end)[\W_]*solution", re.IGNORECASE)
 SHOUTED = re.compile(r"\s*#+\s*(BEGIN|END)\b")
@@ -114,6 +114,11 @@ def check_limits(cell, place):
     lines = sum(bool(line.strip()) for line in cell.source.splitlines())
     if cell.cell_type == "code" and lines >= LINES:
         raise BuildError(f"{place}: {lines} lines; fewer than {LINES} fit in a code cell: split it")
+    longest = max(cell.source.splitlines(), key=len, default="")
+    if cell.cell_type == "code" and len(longest) > COLUMNS:
+        raise BuildError(
+            f"{place}: a line of {len(longest)} columns, {longest.strip()[:40]!r}…; {COLUMNS} fit on a screen"
+        )
 
 
 def check_syntax(text, place):

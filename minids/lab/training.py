@@ -15,7 +15,7 @@ from minids import data, generate, optim
 from minids.lab import plots
 from minids.lab.budget import fast
 from minids.lab.show import in_jupyter
-from minids.numerics import seed_everything
+from minids.numerics import has_fast_bf16, seed_everything
 from minids.run import BIAS_RATE, CLIP, WARMUP_STEPS, WEIGHT_DECAY
 
 BATCH, LENGTH, RATE = 16, 256, 0.01
@@ -47,7 +47,7 @@ class Trained:
         corpus = self.text.corpus
         if fast():
             corpus = data.Corpus(corpus.name, corpus.train, corpus.heldout[:2])
-        with torch.autocast("cpu", torch.bfloat16, optim.has_fast_bf16(torch.device("cpu"))):
+        with torch.autocast("cpu", torch.bfloat16, has_fast_bf16(torch.device("cpu"))):
             return data.heldout_bits_per_byte(self.model, self.text.tokenizer, corpus, LENGTH, BATCH)
 
 
@@ -126,7 +126,7 @@ def one_step(run, optimizers, loss, step, done, seed, rate):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
     inputs, targets = data.batch(run.text.tokens, step, seed, BATCH, LENGTH)
-    with torch.autocast("cpu", torch.bfloat16, optim.has_fast_bf16(torch.device("cpu"))):
+    with torch.autocast("cpu", torch.bfloat16, has_fast_bf16(torch.device("cpu"))):
         total, nats = loss(run.model, inputs, targets)
     total.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
