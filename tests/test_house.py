@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE_LINES = 2000  # of the core; the kernels that are still to come may raise it to 3000, nothing else may
+CODE_LINES = 3000  # of the core, the kernels of all techniques included; nothing may raise it
 FILE_LINES, FUNCTION_LINES, KERNEL_LINES = 300, 40, 90
 
 # A module imports what stands above it: never one of its own row, never one below. A folder counts as one module.
