@@ -84,9 +84,14 @@ def sequence_order(length, seq_len, seed, epoch):
     return offset, torch.randperm(count, generator=random)
 
 
-@torch.no_grad()
 def heldout_bits_per_byte(model, tokenizer, corpus, seq_len, batch_size):
-    """Bits that `model` needs for each byte of the held-out files, the ends of text between them included.
+    """Bits that `model` needs for each byte of the held-out files: see heldout_nats."""
+    return bits_per_byte(*heldout_nats(model, tokenizer, corpus, seq_len, batch_size))
+
+
+@torch.no_grad()
+def heldout_nats(model, tokenizer, corpus, seq_len, batch_size):
+    """(nats per token, tokens, bytes) of the held-out files under `model`, the ends of text between them included.
 
     Every token is predicted once. Windows of `seq_len` overlap by half: a token has at least that half before it, but
     for those of the first window.
@@ -108,7 +113,7 @@ def heldout_bits_per_byte(model, tokenizer, corpus, seq_len, batch_size):
             nats += F.cross_entropy(logits, targets.to(device).flatten(), reduction="sum")
     finally:
         model.train(was_training)
-    return bits_per_byte(float(nats), 1, sum(map(len, corpus.heldout)))
+    return float(nats) / len(tokens), len(tokens), sum(map(len, corpus.heldout))
 
 
 def bits_per_byte(nats_per_token, tokens, nbytes):

@@ -1,7 +1,7 @@
 # ---
 # title: A working transformer
-# promise: You write the five parts of a modern transformer, train it for five minutes on text that your machine already has, and find out whether it predicts Python better than gzip and xz do.
-# minutes: 45
+# promise: You write the four parts of a modern transformer and its yardstick, train it for five minutes on text that your machine already has, and find out whether it predicts Python better than gzip and xz do.
+# minutes: 60
 # difficulty: 2
 # needs: [torch]
 # objectives:
@@ -38,9 +38,10 @@ text = load_text(vocab_size=2048)
 corpus = text.corpus
 cfg = minids.ModelConfig.preset("tiny", attention="mha", n_routed_experts=0)
 model = minids.Transformer(cfg)
+unseen = minids.data.encode_files(text.tokenizer, corpus.heldout[:8])
 with torch.no_grad():
-    nats = model.loss(*minids.data.batch(text.tokens, 0, 0, 16, 256))[1].item()
-untrained = nats / math.log(2) / text.bytes_per_token
+    nats = model.loss(*minids.data.batch(unseen, 0, 0, 16, 256))[1].item()
+untrained = nats / math.log(2) / (sum(map(len, corpus.heldout[:8])) / len(unseen))
 size = minids.accounting.parameters(cfg).total
 print(f"{len(corpus.train)} files to learn from, {len(corpus.heldout)} held out")
 print(f"{len(text.tokens):,} tokens of {text.bytes_per_token:.2f} bytes each")
@@ -48,6 +49,8 @@ print(f"{size:,} parameters, untrained: {untrained:.2f} bits per byte")
 print(f"gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f} bits per byte")
 
 # %% [markdown]
+# Each number so far is a fact about files that no model has seen: even the untrained model is measured on them. It knows only that a token is one of 2048, which costs $\log_2 2048 = 11$ bits, shared among about three bytes.
+#
 # ### Your prediction
 #
 # After five minutes of training on this machine, how many bits per byte will the model need for the held-out files? Write your guess in place of `None`; nobody marks it, and at the end you see how far off it was.
@@ -57,13 +60,33 @@ my_guess = None  # a number of your own, such as 2.0
 guess = predict("Bits per byte after five minutes?", my_guess, "bits per byte")
 
 # %% [markdown]
-# ## One block, four parts
+# ## From text to the next token
 #
-# A transformer turns each token into a vector of width $D$ and passes it through $L$ equal blocks. A block adds two things to its input $x$, each computed from a normalised copy:
+# A **token** is a piece of text, a few letters long; a vocabulary numbers 2048 of them. A transformer
+#
+# 1. looks up a vector of width $D$ for each token (the **embedding**),
+# 2. passes the vectors through $L$ equal **blocks**,
+# 3. gives each token of the vocabulary a score for coming next (the **head**; the scores are called **logits**),
+# 4. turns scores into probabilities: $\mathrm{softmax}(z)_i = e^{z_i} / \sum_j e^{z_j}$.
+#
+# A block ADDS two things to its input $x$, each computed from a normalised copy:
 #
 # $$h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)), \qquad y = h + \mathrm{SwiGLU}(\mathrm{RMSNorm}(h))$$
 #
-# You write the four parts now, the smallest first. Shapes are written with the letters of the whole course: $B$ sequences in a batch, $T$ positions, $D$ the hidden width, $H$ heads. DeepSeek-V3 has this very block 61 times (V3 report, section 2.1); lessons 03 and 07 replace its insides.
+# You write its four parts now (RoPE hides inside attention), the smallest first. DeepSeek-V3 has 61 blocks of this outline (V3 report, section 2.1).
+
+# %% [markdown]
+# ### The letters
+#
+# Shapes are written with the same letters in the whole course, here with the sizes of your model:
+#
+# | letter | meaning | here |
+# |---|---|---|
+# | $B$ | sequences in a batch | 16 |
+# | $T$ | positions in a sequence | 256 |
+# | $D$ | width of a token's vector | 128 |
+# | $H$ | heads: attention is done $H$ times side by side | 4 |
+# | $d = D/H$ | width of one head | 32 |
 
 # %% [markdown]
 # ## Exercise 1 · RMSNorm
@@ -94,35 +117,35 @@ def rms_norm(x, weight, eps):
 my_rms_norm = check(rms_norm)
 
 # %% [markdown]
-# Stuck? `hint(rms_norm)` gives a nudge; call it again for the idea, and a third time for a solution. A check never blocks you: it hands back your function if it is right, and the reference if not, so every cell below runs either way.
+# Stuck? `hint("rms_norm")` gives a nudge; call it again for the idea, and a third time for a solution. A check of an exercise never blocks you: it hands back your function if it is right, and the reference if not, so every cell below runs either way.
 #
 # ## Exercise 2 · RoPE
 #
 # *8 minutes · difficulty ●●○○○*
 #
-# Attention by itself sees a set of tokens, not a sequence. RoPE (2104.09864, eq. 34) turns each pair of neighbouring columns $(x_{2i}, x_{2i+1})$ of a query or key by an angle that grows with the position $t$, fast for the first pairs, slowly for the last:
+# Attention by itself sees a set of tokens, not a sequence. RoPE (2104.09864, eq. 34) turns each pair of neighbouring columns $(x_{2i}, x_{2i+1})$ of a query or key by an angle $t f_i$ that grows with the position $t$, fast for the first pairs, slowly for the last:
 #
 # $$\begin{pmatrix} y_{2i} \\ y_{2i+1} \end{pmatrix} = \begin{pmatrix} \cos t f_i & -\sin t f_i \\ \sin t f_i & \cos t f_i \end{pmatrix} \begin{pmatrix} x_{2i} \\ x_{2i+1} \end{pmatrix}, \qquad f_i = 10000^{-2i/d}$$
 
 # %% tags=["hide-input"]
 fig, axes = plots.figure(7, 3, columns=2)
 cos, sin = layers.rope_tables(cfg, torch.arange(6))
-for panel, pair in zip(axes, (0, 4), strict=True):
+for panel, pair in zip(axes, (0, 10), strict=True):
     for t in range(6):
         x, y = cos[t, pair].item(), sin[t, pair].item()
         shade = {"color": plots.COLORS[0], "alpha": 0.3 + 0.14 * t}
         panel.plot([0, x], [0, y], marker="", linestyle="-", **shade)
-        if pair == 0 or t in (0, 5):
+        if pair == 0 or t == 5:
             panel.annotate(f"t={t}", (1.2 * x, 1.2 * y), ha="center", va="center")
     panel.set(title=f"pair {pair}", aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
     panel.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
-plots.show(fig, "RoPE at positions 0 to 5: pair 0 goes most of the way round, pair 4 hardly moves.")
+plots.show(fig, "RoPE at positions 0 to 5: pair 0 goes almost all the way round, pair 10 stays.")
 
 # %% [markdown]
 # | name | shape | meaning |
 # |---|---|---|
 # | `x` | `[B, T, H, d]` | queries or keys; each head of width $d$ is turned alike |
-# | `cos`, `sin` | `[T, d/2]` | row $t$ holds the angles of position $t$ |
+# | `cos`, `sin` | `[T, d/2]` | `cos[t, i]` is $\cos(t f_i)$, computed for you |
 #
 # Keep the pairs where they are, as in DeepSeek's checkpoints: the result is `[B, T, H, d]` with the turned pair $i$ in columns $2i$ and $2i+1$.
 
@@ -154,7 +177,7 @@ for at_q, at_k in ((5, 3), (105, 103), (1005, 1003), (5, 4)):
 # %% [markdown]
 # ## Exercise 3 · Causal attention
 #
-# *10 minutes · difficulty ●●●○○*
+# *15 minutes · difficulty ●●●○○*
 #
 # Each position asks a question $q_t$; every earlier position offers a key $k_s$ and a value $v_s$. The answer is a mean of the values, weighted by how well the keys fit (1706.03762, eq. 1):
 #
@@ -167,6 +190,8 @@ for at_q, at_k in ((5, 3), (105, 103), (1005, 1003), (5, 4)):
 # | `q`, `k`, `v` | `[B, T, H, d]` |
 # | `scale` | a number, $1/\sqrt d$ for plain attention |
 # | result | `[B, T, H, d]` |
+#
+# Two tools that you may need: `torch.einsum("bthd,bshd->bhts", q, k)` multiplies and sums over the letters that are missing on the right; `scores.masked_fill(hidden, value)` overwrites where `hidden` is True.
 
 
 # %%
@@ -241,7 +266,7 @@ tokens = text.tokens[:100].long()[None]
 with torch.no_grad():
     error = minids.numerics.relative_error(model.lm_head(my_hidden(model, tokens)), model(tokens))
 print(f"largest difference of the logits: {error:.0e} of their size")
-assert error < 1e-5
+assert error < 1e-5, "the model is not yours all through: run the cells above again, in order"
 
 # %% [markdown]
 # ## Exercise 5 · Bits per byte
@@ -271,7 +296,7 @@ my_bits_per_byte = check(bits_per_byte)
 # %% [markdown]
 # ## Train it
 #
-# Five minutes now, with your functions in every step. The optimizers are those of the whole course (Muon for matrices, AdamW for the rest), the batch is 16 sequences of 256 tokens. Watch the curve pass gzip; will it pass xz? The dotted lines are for the held-out files, and the curve is for the files that it learns from, so the end of the story comes after it. Stop early with ■ if you must: what is trained stays.
+# Five minutes now, with your functions in every step. The optimizers are those of the whole course (Muon for matrices, AdamW for the rest; both turn gradients into steps). Watch the curve pass gzip; will it pass xz? The two level lines are for the held-out files, and the curve is for the files that it learns from, so the end of the story comes after it. Stop early with ■ if you must: what is trained stays.
 
 # %% tags=["nbval-ignore-output"]
 
@@ -296,13 +321,13 @@ for seconds, words in run.samples:
 # %% [markdown]
 # ## Did it beat xz?
 #
-# Only the held-out files count. Their loss goes through your fifth function.
+# Only the held-out files count. The next cell measures their loss (by the fast forward pass of minids, whose logits are yours, as shown above: half a minute) and turns it into bits per byte by YOUR fifth function.
 
 # %% tags=["nbval-ignore-output"]
 began = time.perf_counter()
-measured = run.heldout()
+nats_per_token, n_tokens, nbytes = run.heldout()
 seconds = time.perf_counter() - began
-nbytes = sum(map(len, corpus.heldout))
+measured = my_bits_per_byte(nats_per_token, n_tokens, nbytes)
 print(f"held out: {measured:.2f} bits per byte; gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f}")
 guess.compare(measured)
 
@@ -313,14 +338,10 @@ plots.bars(axes, rows, form=".2f")
 axes.set(xlabel="bits per byte on the held-out files: shorter is better")
 plots.show(fig, "Bits per byte on the held-out files: untrained, gzip, xz, your transformer.")
 
-nats, n = run.rows[-1][2] * text.bytes_per_token * math.log(2), len(text.tokens)
-last = my_bits_per_byte(nats, n, n * text.bytes_per_token)
-print(f"the last training batches, by your function: {last:.2f} bits per byte")
-
 # %% [markdown]
 # ## How fast was it?
 #
-# A training step costs about $6N$ floating-point operations per token for $N$ parameters (2 forward, 4 backward), and attention on top. Set against what this machine reaches in one large matrix product, that says how much of it your code uses. The rest goes into softmax, norms and reading and writing memory: the subject of lessons 05 and 06.
+# A training step costs about $6N$ floating-point operations per token (2 forward, 4 backward) for $N$ parameters, the embedding not counted, which is only looked up; attention comes on top. Set against what this machine reaches in one large matrix product, that says how much of it your code uses. The rest goes into softmax, norms and reading and writing memory: the subject of lessons 05 and 06.
 
 # %% tags=["nbval-ignore-output"]
 per_token = minids.accounting.train_flops_per_token(cfg, 256)
@@ -336,10 +357,10 @@ machine.recorded("train")
 # %% [markdown]
 # ## What does it look at?
 #
-# **Question:** is there a head that only looks at the token before? And one that looks back at the last place where the same name stood? Type a line of your own, and move the sliders. Each row is a query and shows where its attention goes.
+# **Question:** is there a head that mostly looks at the token just before? It would show as a bright line right below the diagonal. Each row is a query, and shows where its attention goes. Move the sliders; then change `line` and run its cell and the next one again.
 
 # %%
-line = "def add(first, second):\n    return first + second"
+line = "for name in names:\n    print(name, names[name])"
 
 
 # %%
@@ -361,6 +382,7 @@ def attention_weights(line):
     return torch.stack(weights), words
 
 
+# %%
 def draw(figure, layer, head):
     weights, words = attention_weights(line)
     axes = figure.subplots()
@@ -369,12 +391,16 @@ def draw(figure, layer, head):
     axes.tick_params(axis="x", rotation=60)
 
 
+weights, _ = attention_weights(line)
+before = weights.diagonal(-1, 2, 3).mean(-1)
+layer, head = divmod(before.argmax().item(), before.shape[1])
+print(f"layer {layer}, head {head} looks most at the token before: mean weight {before.max():.2f}")
 explore(draw, alt="Attention weights of one head", size=(6.5, 5.5), layer=(0, 3), head=(0, 3))
 
 # %% [markdown]
 # ## When does it not pay?
 #
-# The model needed minutes of training and 1.4M parameters to save some bits; xz needs neither. The next cell sets the times side by side. As a compressor for a megabyte of files your transformer is absurd. It pays where the SAME model serves many texts, or where you want what no compressor has: a continuation.
+# xz needs no training and no weights. As a compressor of one megabyte your transformer is absurd, whoever won above. It pays where the SAME model serves many texts, or where you want what no compressor has: a continuation.
 
 # %% tags=["nbval-ignore-output"]
 import lzma
@@ -384,10 +410,9 @@ _ = lzma.compress(b"".join(corpus.heldout), preset=9 | lzma.PRESET_EXTREME)
 by_xz = time.perf_counter() - began
 print(f"xz: {nbytes / by_xz / 1e6:.2f} MB/s, no training")
 print(f"yours: {nbytes / seconds / 1e6:.2f} MB/s to evaluate; {60 * length:.0f} s of training")
-saved = (corpus.xz_bpb - measured) * nbytes / 8
-print(f"saved against xz: {saved / 1e3:,.0f} kB; the weights in bf16: {2 * size / 1e3:,.0f} kB")
-crossed = next((f"{r[0]:.0f} s" for r in run.rows if r[2] < corpus.xz_bpb), "not within this run")
-print(f"the training loss fell below xz's figure after: {crossed}")
+saved = (corpus.xz_bpb - measured) * nbytes / 8e3
+won = f"{saved:,.0f} kB smaller than xz" if saved > 0 else f"{-saved:,.0f} kB larger than xz"
+print(f"the files by your model: {won}; its weights, 2 bytes each: {2 * size / 1e3:,.0f} kB")
 
 # %% [markdown]
 # ## In the real DeepSeek
@@ -397,11 +422,10 @@ print(f"the training loss fell below xz's figure after: {crossed}")
 # | | yours | DeepSeek-V3 |
 # |---|---|---|
 # | layers, hidden width | 4, 128 | 61, 7168 |
-# | heads | 4 of 32 | 128 of 128 + 64 |
+# | heads | 4, each 32 wide | 128, each 192 wide for queries and keys |
 # | attention | plain | Multi-head Latent Attention (lesson 03) |
 # | feed-forward | SwiGLU of 384 | SwiGLU of 18432 in 3 layers, then 256 experts of 2048 (lesson 07) |
-# | RoPE | on all of a head | on 64 of 192 columns, stretched by YaRN |
-# | RMSNorm's eps | 1e-6 | 1e-6 |
+# | RoPE | on all of a head | on 64 of 192 columns, its slow turns stretched for long texts (YaRN) |
 #
 # RMSNorm, RoPE in interleaved pairs and SwiGLU stay what you wrote. Later models changed attention again: V3.2 added sparse attention, and V4, by public code and posts, replaced MLA by shared keys and values in compressed layers.
 
@@ -426,7 +450,7 @@ for name in ("deepseek-v2-lite", "deepseek-v3"):
 # <details><summary>attention</summary>Yes, and nothing else does.</details>
 #
 # **2.** Your training loss is 0.01 bits per byte after a minute. What happened?
-# <details><summary>the model is very good</summary>Hardly: xz needs 1.6.</details>
+# <details><summary>the model is very good</summary>Hardly: you saw what xz needs.</details>
 # <details><summary>the mask lets it see the next token</summary>Yes: then it only copies.</details>
 #
 # **3.** All positions move 1000 further. What changes in attention?

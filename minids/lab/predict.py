@@ -21,14 +21,13 @@ class Prediction:
 
 
 def distance(guess, measured):
-    """In words, how far a guess is from what was measured."""
-    if guess * measured <= 0:
-        return f"off by {abs(guess - measured):.3g}"
-    ratio = max(guess / measured, measured / guess)
-    if ratio < 1.1:
-        return "within 10%, well judged"
-    way = "too high" if abs(guess) > abs(measured) else "too low"
-    return f"{ratio:.2g} times {way}" if ratio >= 2 else f"{100 * (ratio - 1):.0f}% {way}"
+    """In words, how far a guess is from what was measured: the difference, or the factor from 2 on."""
+    way = "too high" if guess > measured else "too low"
+    if guess * measured > 0 and max(guess / measured, measured / guess) >= 2:
+        factor = max(guess / measured, measured / guess)
+        return f"{factor:.2g} times too {'high' if abs(guess) > abs(measured) else 'low'}"
+    close = ", well judged" if abs(guess - measured) <= 0.05 * abs(measured) else ""
+    return f"{abs(guess - measured):.3g} {way}{close}"
 
 
 def predict(question, guess, unit=""):

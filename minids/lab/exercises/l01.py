@@ -11,9 +11,9 @@ from minids.lab.exercise import Exercise
 
 HIDDEN = [{"B": 1, "T": 8, "D": 16}, {"B": 3, "T": 7, "D": 10}, {"B": 3, "T": 8, "D": 32}, {"B": 1, "T": 5, "D": 33}]
 HEADS = [
-    {"B": 1, "T": 8, "H": 8, "d": 8},
+    {"B": 1, "T": 16, "H": 8, "d": 8},
     {"B": 3, "T": 7, "H": 3, "d": 6},
-    {"B": 2, "T": 16, "H": 8, "d": 16},
+    {"B": 2, "T": 8, "H": 8, "d": 16},  # as many heads as positions: mixing them up raises nothing here
     {"B": 1, "T": 13, "H": 2, "d": 10},
 ]
 
@@ -71,6 +71,11 @@ def over_everything(x, weight, eps):
 @RMS_NORM.wrong("You divide by the mean of the squares: its square root is missing.")
 def no_root(x, weight, eps):
     return x / (x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong("The weight is missing: the normalised x is multiplied by it at the end.")
+def no_weight(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 APPLY_ROPE = Exercise(
@@ -132,6 +137,14 @@ def one_after_the_other(x, cos, sin):
 )
 def cosine_only(x, cos, sin):
     return x * cos.repeat_interleave(2, -1)[:, None]
+
+
+@APPLY_ROPE.wrong(
+    "The angles go along the heads instead of the positions: cos[:, None] makes [T, 1, d/2], one row for all heads."
+)
+def along_the_heads(x, cos, sin):
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
 CAUSAL_ATTENTION = Exercise(
@@ -218,11 +231,19 @@ def masked_late(q, k, v, scale):
     return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
+@CAUSAL_ATTENTION.wrong(
+    "Here the heads attend to one another at each position: the scores must be [B, H, T, T], a query's for every key of ITS head."
+)
+def heads_among_themselves(q, k, v, scale):
+    scores = (q @ k.mT * scale).masked_fill(~ones(q).tril(), float("-inf"))
+    return scores.softmax(-1) @ v
+
+
 SWIGLU = Exercise(
     "01.4",
     layers.swiglu,
     minutes=5,
-    sizes=[{**s, "W": w} for s, w in zip(HIDDEN, (24, 9, 40, 21), strict=True)],
+    sizes=[{**s, "W": w} for s, w in zip(HIDDEN, (24, 9, 32, 21), strict=True)],
     gradients=True,
     hints=[
         "Two projections of the same x; one of them goes through silu and opens or shuts the other.",
@@ -261,6 +282,23 @@ def added(x, w_gate, w_up, w_down):
     return F.linear(F.silu(F.linear(x, w_gate)) + F.linear(x, w_up), w_down)
 
 
+@SWIGLU.wrong("The gate has no silu: without it the layer is a plain product of two projections.")
+def no_silu(x, w_gate, w_up, w_down):
+    return F.linear(F.linear(x, w_gate) * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("w_up is not used: silu of the gate must multiply the second projection of x.")
+def no_up(x, w_gate, w_up, w_down):
+    return F.linear(F.silu(F.linear(x, w_gate)), w_down)
+
+
+@SWIGLU.wrong(
+    "The weights are stored [out, in], so x @ w multiplies by the wrong side: use F.linear(x, w), or x @ w.T."
+)
+def not_transposed(x, w_gate, w_up, w_down):
+    return (F.silu(x @ w_gate) * (x @ w_up)) @ w_down
+
+
 BITS_PER_BYTE = Exercise(
     "01.5",
     bits_per_byte,
@@ -276,6 +314,11 @@ BITS_PER_BYTE = Exercise(
 @BITS_PER_BYTE.inputs
 def _(r, tokens):
     return float(r.uniform(1, 5)), tokens, int(tokens * float(r.uniform(2, 4)))
+
+
+@BITS_PER_BYTE.wrong("That is the bits of the whole text: share them among its bytes.")
+def of_the_text(nats_per_token, tokens, nbytes):
+    return nats_per_token * tokens / math.log(2)
 
 
 @BITS_PER_BYTE.wrong("That is in nats: a bit is ln 2 nats, so divide by math.log(2).")
