@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from minids.numerics import TOLERANCE
@@ -24,6 +25,16 @@ class Difference:
 
 def difference(got, want, dtype, tolerance=1.0, where="the result"):
     """The first Difference of `got` from `want` (of the reference in float64), None where they agree within `dtype`."""
+    try:
+        return compared(got, want, dtype, tolerance, where)
+    except Exception as error:  # whatever a learner's object does when it is looked at
+        kind, problem = type(got).__name__, type(error).__name__
+        return Difference(
+            f"{where} is of the type {kind} and cannot be compared ({problem}), expected {describe(want)}"
+        )
+
+
+def compared(got, want, dtype, tolerance, where):
     if isinstance(want, torch.Tensor):
         return of_tensors(got, want, dtype, tolerance, where)
     if isinstance(want, dict):
@@ -41,14 +52,15 @@ def difference(got, want, dtype, tolerance=1.0, where="the result"):
 
 
 def of_numbers(got, want, dtype, tolerance, where):
-    if isinstance(got, torch.Tensor) and got.numel() == 1:
+    if (isinstance(got, torch.Tensor) and got.numel() == 1) or isinstance(got, np.generic):
         got = got.item()
     if isinstance(want, bool) or not isinstance(want, int | float):
-        return None if type(got) is type(want) and got == want else Difference(f"{where} is {got!r}, expected {want!r}")
+        same = type(got) is type(want) and got == want
+        return None if same else Difference(f"{where} is {describe(got)}, expected {describe(want)}")
     if isinstance(got, bool) or not isinstance(got, int | float):
         return Difference(f"{where} is {describe(got)}, expected the number {want:.6g}")
     if isinstance(want, int):
-        return None if got == want else Difference(f"{where} is {got!r}, expected {want!r}")
+        return None if got == want else Difference(f"{where} is {describe(got)}, expected {want!r}")
     allowed = tolerance * TOLERANCE[dtype]
     error = abs(got - want) / abs(want) if want and math.isfinite(got) else abs(got - want)
     good = got == want or error <= allowed
@@ -60,12 +72,17 @@ def of_tensors(got, want, dtype, tolerance, where):
         return Difference(f"{where} is {describe(got)}, expected {describe(want, dtype)}")
     if got.shape != want.shape:
         return Difference(f"{where} has shape {list(got.shape)}, expected {list(want.shape)}")
+    if got.layout != want.layout or got.device != want.device:
+        kind = got.device if got.layout == want.layout else got.layout
+        return Difference(f"{where} is a tensor of {kind}, expected an ordinary one on {want.device}, as the inputs")
     if not want.is_floating_point():
-        if got.is_floating_point() or (got.dtype == torch.bool) != (want.dtype == torch.bool):
+        if got.is_floating_point() or got.is_complex() or (got.dtype == torch.bool) != (want.dtype == torch.bool):
             return Difference(f"{where} has dtype {name(got.dtype)}, expected {name(want.dtype)}")
         return first(got, want, got != want, where)
-    if got.dtype not in (dtype, torch.float32 if dtype != torch.float64 else dtype):
-        return Difference(f"{where} has dtype {name(got.dtype)}, expected {name(dtype)}, as the inputs")
+    if got.dtype not in allowed_dtypes(want.dtype, dtype):
+        fixed = want.dtype.itemsize == 1
+        wish = name(want.dtype) if fixed else f"{name(dtype)}, as the inputs"
+        return Difference(f"{where} has dtype {name(got.dtype)}, expected {wish}")
     got, want = got.detach().double(), want.detach().double()
     if got.numel() == 0:
         return None
@@ -76,6 +93,14 @@ def of_tensors(got, want, dtype, tolerance, where):
     allowed = tolerance * TOLERANCE[dtype]
     bad = ~(off <= allowed * (scale or 1.0))
     return first(got, want, bad, where, off.nan_to_num(math.inf).max().item() / (scale or 1.0), allowed)
+
+
+def allowed_dtypes(want, dtype):
+    """The dtypes that a result may have for inputs of `dtype`: it, fp32, and one that the reference chose itself."""
+    if want.itemsize == 1:
+        return {want}  # FP8: the format is the point
+    chosen = want if want != torch.float64 else dtype
+    return {dtype, chosen, torch.float32 if dtype != torch.float64 else dtype}
 
 
 def first(got, want, bad, where, error=math.inf, allowed=0.0):
@@ -101,12 +126,21 @@ def name(dtype):
 def describe(value, dtype=None):
     """A value in a few words: its kind, and a tensor's shape and dtype."""
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            return f"a tensor of {value.layout}"
         kind = dtype if dtype and value.is_floating_point() else value.dtype
         return f"a tensor {list(value.shape)} {name(kind)}"
     if value is None:
         return "None (is there a `return`?)"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, int | float | str | bool):
-        return repr(value)[:60]
-    return f"a {type(value).__name__}"
+    if isinstance(value, np.ndarray):
+        return f"a numpy array {list(value.shape)} {value.dtype}"
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a huge integer"  # Python refuses to print some
+    if isinstance(value, str):
+        return repr(value[:60])
+    if isinstance(value, int | float):
+        return repr(value)
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"

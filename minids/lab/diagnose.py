@@ -1,22 +1,28 @@
 """The likeliest mistake behind an answer that failed: a known wrong answer that does the same, or a pattern."""
 
+import math
+
 import torch
 
 from minids.lab import compare
-from minids.lab.exercise import is_float
+from minids.lab.exercise import leaves
 from minids.lab.observe import expected, observe
 
 
 def diagnosis(exercise, seen):
     """The sentence that helps, "" where nothing fits; `seen` holds the Observation of every case."""
-    for wrong in exercise.wrongs:
-        if does_the_same(exercise, seen, wrong):
-            return wrong.why
-    return next(filter(None, (pattern(exercise, seen) for pattern in PATTERNS)), "")
+    try:
+        for wrong in exercise.wrongs:
+            if does_the_same(exercise, seen, wrong):
+                return wrong.why
+        return next(filter(None, (pattern(exercise, seen) for pattern in PATTERNS)), "")
+    except Exception:  # a result that cannot be looked at; what it is stands in the details
+        return ""
 
 
 def does_the_same(exercise, seen, wrong):
-    """Whether a known wrong answer gives what was seen, case by case."""
+    """Whether a known wrong answer gives what was seen, case by case; one case at least must give a value."""
+    values = 0
     for observation in seen:
         theirs = observe(exercise, wrong.fn, observation.case)
         if (theirs.call.error is None) != (observation.call.error is None) or theirs.failed != observation.failed:
@@ -26,7 +32,9 @@ def does_the_same(exercise, seen, wrong):
                 return False
         elif not alike(exercise, observation, theirs):
             return False
-    return True
+        else:
+            values += 1
+    return values > 0
 
 
 def alike(exercise, ours, theirs):
@@ -77,7 +85,7 @@ def zeros(exercise, seen):
 
 
 def the_input(exercise, seen):
-    for name, position in ((n, i) for i, n in enumerate(exercise.parameters)):
+    for position, name in enumerate(exercise.parameters[: len(seen[0].case.args)]):
         values = [(o.call.value, o.case.args[position]) for o in seen]
         if all(is_same_value(v, a) for v, a in values):
             return f"It returns its argument {name} as it is: nothing is computed yet."
@@ -86,25 +94,29 @@ def the_input(exercise, seen):
 
 def a_factor(exercise, seen):
     """One factor between what came and what was expected, the same everywhere or one for each case."""
-    pairs = flat_pairs(seen)
-    if not pairs:
+    pairs, factors = flat_pairs(seen), []
+    for (got, want), observation in zip(pairs, seen, strict=bool(pairs)):
+        if got.any() or want.any():  # where both are zero any factor does
+            allowed = 10 * exercise.tolerance * compare.TOLERANCE[observation.case.dtype]
+            factors.append(factor_between(got, want, allowed))
+    if not factors or None in factors:
         return None
-    factors = []
-    for (got, want), observation in zip(pairs, seen, strict=True):
-        norm = (want * want).sum()
-        if not norm > 0 or not got.isfinite().all():
-            return None
-        factor = ((got * want).sum() / norm).item()
-        allowed = 10 * exercise.tolerance * compare.TOLERANCE[observation.case.dtype]
-        if not factor or (got - factor * want).abs().max() > allowed * abs(factor) * want.abs().max():
-            return None
-        factors.append(factor)
     low, high = min(factors), max(factors)
-    if all(want.numel() == 1 for _, want in pairs) and high - low > 1e-3 * abs(high):
-        return None  # single numbers: any two have a ratio
+    if max(abs(low - 1), abs(high - 1)) < 1e-4:
+        return None  # the numbers are right, and something else is wrong
     if high - low <= 1e-3 * abs(high):
         return f"Everything is {factors[0]:.4g} times what it should be: a constant factor is missing, or one too many."
+    if all(want.numel() == 1 for _, want in pairs):
+        return None  # single numbers: any two have a ratio
     return f"All of a result is off by one factor, from {low:.4g} to {high:.4g} with the sizes: a scale is wrong."
+
+
+def factor_between(got, want, allowed):
+    """The one number by which all of `want` was multiplied, None where there is none."""
+    factor = ((got * want).sum() / (want * want).sum()).item()
+    if not factor or not math.isfinite(factor):
+        return None
+    return factor if (got - factor * want).abs().max() <= allowed * abs(factor) * want.abs().max() else None
 
 
 def only_aligned(exercise, seen):
@@ -178,21 +190,12 @@ def flat(values):
 
 def tensors(value):
     """All tensors and numbers in a result, as tensors, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, int | float):
-        return [torch.tensor(value, dtype=torch.float64)]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else []
-    return [t for part in parts for t in tensors(part)]
+    return [v if isinstance(v, torch.Tensor) else torch.tensor(float(v), dtype=torch.float64) for v in leaves(value)]
 
 
 def is_same_value(value, argument):
     if isinstance(value, torch.Tensor) != isinstance(argument, torch.Tensor) or value is None:
         return False
     if isinstance(value, torch.Tensor):
-        if value.shape != argument.shape or value.is_floating_point() != is_float(argument):
-            return False
-        return torch.equal(value, argument)
+        return value.shape == argument.shape and value.dtype == argument.dtype and torch.equal(value, argument)
     return type(value) is type(argument) and value == argument

@@ -14,6 +14,7 @@ to the learner's function in that dtype and to the reference in float64. Nothing
 function of minids that the exercise is about.
 """
 
+import copy
 import inspect
 from dataclasses import dataclass, field
 
@@ -36,9 +37,10 @@ class Exercise:
     """One exercise: `reference` and the answer to check take what `inputs` draws for each of `sizes`.
 
     sizes: the cases, one dict each; a size named B is a batch. Sizes other than B that are all multiples of 8 make an
-    aligned case. dtypes: in which the learner's function is tried. gradients: whether those of all floating arguments
-    are compared too. minutes: what it takes. limit: seconds that one call may take. tolerance: factor on the dtype's.
-    hints: two texts, the nudge and the idea (the solution comes from solutions/).
+    aligned case. The first two are tried again with gaps between the numbers; let one of them be aligned. dtypes: in
+    which the learner's function is tried. gradients: whether those of all floating arguments are compared too.
+    minutes: what it takes. limit: seconds that one call may take. tolerance: factor on the dtype's. hints: two texts,
+    the nudge and the idea (the solution comes from solutions/).
     """
 
     id: str
@@ -123,7 +125,7 @@ class Case:
     @property
     def label(self):
         sizes = ", ".join(f"{name}={value}" for name, value in self.sizes.items())
-        kind = str(self.dtype).removeprefix("torch.") if any(is_float(a) for a in self.args) else ""
+        kind = str(self.dtype).removeprefix("torch.") if any(map(is_float, leaves(self.args))) else ""
         return ", ".join(filter(None, (sizes, kind, "not contiguous" if self.strided else "")))
 
     @property
@@ -140,19 +142,21 @@ def is_float(value):
 
 
 def cases(exercise):
-    """All cases of an exercise: every dict of sizes in every dtype; in every second one, inputs are not contiguous."""
+    """All cases: every dict of sizes in every dtype; then the first two again, with inputs that are not contiguous."""
     made = []
-    for number, sizes in enumerate(exercise.sizes):
-        for dtype in exercise.dtypes:
-            args = exercise.draw(Random(1000 + number), **sizes)
-            args = args if isinstance(args, tuple) else (args,)
-            strided = number % 2 == 1
-            made.append(Case(sizes, dtype, strided, tuple(prepare(a, dtype, strided) for a in args)))
+    for strided in (False, True):
+        for number, sizes in enumerate(exercise.sizes[:2] if strided else exercise.sizes):
+            for dtype in exercise.dtypes:
+                args = exercise.draw(Random(1000 + number + 100 * strided), **sizes)
+                args = args if isinstance(args, tuple) else (args,)
+                if not strided or any(map(is_float, leaves(args))):
+                    args = each(args, lambda a, dtype=dtype, strided=strided: prepare(a, dtype, strided))
+                    made.append(Case(sizes, dtype, strided, args))
     return made
 
 
 def prepare(value, dtype, strided):
-    """An argument as the learner gets it; a strided one has a gap (of NaN) after each element of its last dimension."""
+    """A tensor as the learner gets it; a strided one has a gap (of NaN) after each element of its last dimension."""
     if not is_float(value):
         return value
     value = value.to(dtype)
@@ -165,14 +169,39 @@ def prepare(value, dtype, strided):
 
 def wide(value):
     """The same argument for the reference: float64, contiguous, a copy."""
-    return value.double().contiguous() if is_float(value) else copy_of(value)
+    return each(value, lambda a: a.double().contiguous() if is_float(a) else a.clone())
 
 
 def copy_of(value):
-    """A copy that keeps a tensor's strides, so that a call cannot change the case's own arguments."""
-    if not isinstance(value, torch.Tensor):
-        return value
+    """A copy that keeps tensors' strides, so that a call cannot change the case's own arguments."""
+    return each(value, copy_of_tensor)
+
+
+def copy_of_tensor(value):
     if value.is_contiguous():
         return value.clone()
     base = value._base if value._base is not None else value
     return base.clone().as_strided(value.shape, value.stride(), value.storage_offset())
+
+
+# Tensors and numbers, alone or in lists, tuples and dicts -------------------------------------------------------------
+
+
+def each(value, change):
+    """`value` with change(tensor) in the place of every tensor; anything else is copied."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: each(part, change) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [each(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return copy.deepcopy(value)
+
+
+def leaves(value):
+    """All tensors and numbers in a value, in order."""
+    if isinstance(value, torch.Tensor | int | float) and not isinstance(value, bool):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else []
+    return [leaf for part in parts for leaf in leaves(part)]

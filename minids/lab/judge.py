@@ -1,6 +1,8 @@
 """The verdict on one answer: every case run, every result compared, and the likeliest mistake named."""
 
+import dis
 import inspect
+import types
 from dataclasses import dataclass, field
 
 from minids.lab import diagnose, sandbox
@@ -28,37 +30,70 @@ class Outcome:
 
 def judge(exercise, fn):
     """The Outcome of the answer `fn`; runs it on every case, whatever it does."""
-    if problem := signature_problem(exercise, fn):
-        return Outcome(exercise, FAIL, "", [problem])
-    seen = []
-    for case in cases(exercise):
-        seen.append(observe(exercise, fn, case))
-        error = seen[-1].call.error
-        if isinstance(error, NotImplementedError) and len(seen) == 1:
+    fn = getattr(fn, "_torchdynamo_orig_callable", fn)  # what torch.compile was given: compiling outlasts the limit
+    with sandbox.plain_state():
+        to_try = cases(exercise)
+        if problem := form_problem(exercise, fn, to_try[0]):
+            return Outcome(exercise, FAIL, "", [problem])
+        if is_empty(fn):
             return Outcome(exercise, NOT_ATTEMPTED)
-        if isinstance(error, sandbox.TimeLimit):
+        return verdict(exercise, fn, to_try)
+
+
+def verdict(exercise, fn, to_try):
+    seen = []
+    for case in to_try:
+        seen.append(observe(exercise, fn, case))
+        if len(seen) == 1 and is_stub(seen[0].call):
+            return Outcome(exercise, NOT_ATTEMPTED)
+        if isinstance(seen[-1].call.error, sandbox.TimeLimit):
             return too_slow(exercise, seen)
     failed = [o for o in seen if o.failed]
-    if failed:
-        return explain(exercise, seen, failed)
-    again = observe(exercise, fn, seen[0].case)
-    if again.failed:
-        why = "The first case was right, and wrong when it was tried again: the function keeps something between calls."
-        return Outcome(exercise, FAIL, f"at {again.case.label}", printed(seen), why)
-    return Outcome(exercise, PASS, "", printed(seen))
+    if not seen[0].failed and (again := observe(exercise, fn, seen[0].case)).failed:
+        return forgetful(exercise, seen, again)
+    return explain(exercise, seen, failed) if failed else Outcome(exercise, PASS, "", printed(seen))
 
 
-def signature_problem(exercise, fn):
-    """A sentence where `fn` cannot be called with the exercise's arguments; "" where it can."""
+def form_problem(exercise, fn, case):
+    """A sentence where `fn` is no plain function of the exercise's arguments; "" where it is."""
+    for kind, is_kind in (("async def", inspect.iscoroutinefunction), ("yield", is_generator)):
+        if is_kind(fn):
+            return f"your function has `{kind}`; a plain function that gives its result by `return` is needed"
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
         return ""  # no signature to look at: the call itself will tell
+    names = exercise.parameters[: len(case.args)]
     try:
-        signature.bind(*exercise.parameters)
+        signature.bind(*names)
     except TypeError:
-        return f"your function takes {signature}; it must take ({', '.join(exercise.parameters)}), as the stub does"
+        return f"your function takes {signature}; it must take ({', '.join(names)}), as the stub does"
     return ""
+
+
+def is_generator(fn):
+    return inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+
+
+def is_empty(fn):
+    """Whether a function's body does nothing at all: `...`, `pass` or its docstring alone."""
+    return isinstance(fn, types.FunctionType) and steps(fn) == steps(lambda: None)
+
+
+def steps(fn):
+    return [(step.opname, step.argval) for step in dis.get_instructions(fn) if step.opname not in ("RESUME", "NOP")]
+
+
+def is_stub(call):
+    """Whether a call ended at the stub's `raise NotImplementedError`; torch raises such errors too, with a text."""
+    return isinstance(call.error, NotImplementedError) and (not str(call.error) or ": raise" in call.line)
+
+
+def forgetful(exercise, seen, again):
+    """The Outcome of an answer whose first case was right, and wrong when it was tried again after the others."""
+    why = "The first case was right, and wrong when it was tried again: the function keeps something between calls."
+    details = error_or_trouble(again)
+    return Outcome(exercise, FAIL, f"at {again.case.label}, tried again", details + printed(seen), why)
 
 
 def too_slow(exercise, seen):
@@ -69,17 +104,20 @@ def too_slow(exercise, seen):
 
 def explain(exercise, seen, failed):
     """The Outcome of an answer that failed: the first case, what was wrong there, and the diagnosis."""
-    first = failed[0]
-    if first.call.error is not None:
-        error = first.call.error
-        details = [f"{type(error).__name__}: {error}"[:400]]
-        details += [f"in {first.call.line}"] if first.call.line else []
-    else:
-        details = [str(first.trouble)]
-    details.append(f"{len(failed)} of {len(seen)} cases fail")
-    return Outcome(
-        exercise, FAIL, f"at {first.case.label}", details + printed(seen), diagnose.diagnosis(exercise, seen)
-    )
+    details = [*error_or_trouble(failed[0]), f"{len(failed)} of {len(seen)} cases fail", *printed(seen)]
+    return Outcome(exercise, FAIL, f"at {failed[0].case.label}", details, diagnose.diagnosis(exercise, seen))
+
+
+def error_or_trouble(seen):
+    """What went wrong in one case, as lines: the exception with the learner's line, or the difference."""
+    error = seen.call.error
+    if error is None:
+        return [str(seen.trouble)]
+    try:
+        text = f"{type(error).__name__}: {error}"[:400]
+    except Exception:  # an exception that cannot say what it is
+        text = type(error).__name__
+    return [text] + ([f"in {seen.call.line}"] if seen.call.line else [])
 
 
 def printed(seen):

@@ -1,8 +1,9 @@
 """Running a learner's function so that nothing it does can hurt: time, prints, global state, exceptions.
 
-What the function prints is kept. Seeds, the default dtype, grad mode and the number of threads are put back. Memory
-that torch leaves uninitialised is filled with NaN, so that an output that was never written shows. A call that takes
-too long is interrupted.
+What the function prints is kept, up to a limit. Seeds, the default dtype and device, grad mode and the number of
+threads are those of a fresh Python while it runs, and are put back to what they were. Memory that torch leaves
+uninitialised is filled with NaN, so that an output that was never written shows. A call that takes too long is
+interrupted (once torch comes back to Python: a single long operation runs to its end).
 """
 
 import contextlib
@@ -11,12 +12,24 @@ import io
 import linecache
 import random
 import signal
+import site
+import sysconfig
 import threading
 import traceback
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+
+KEPT = 20_000  # characters of what a call prints; an endless loop that prints must not fill the memory
+PACKAGES = (
+    *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+    site.getusersitepackages(),
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parents[1]),
+)
 
 
 class TimeLimit(BaseException):
@@ -33,86 +46,160 @@ class Call:
     printed: str = ""
 
 
+class Printed(io.TextIOBase):
+    """What is printed: the first KEPT characters, and the count of all its lines."""
+
+    def __init__(self):
+        self.text, self.lines = "", 0
+
+    def writable(self):
+        return True
+
+    def write(self, text):
+        self.lines += text.count("\n")
+        self.text += text[: KEPT - len(self.text)]
+        return len(text)
+
+    def getvalue(self):
+        missing = self.lines - self.text.count("\n")
+        return self.text + (f"\n… and {missing} more lines\n" if missing else "")
+
+
 def call(fn, args, limit):
-    """Call fn(*args) within `limit` seconds; gives a Call, whatever happens."""
-    out, result = io.StringIO(), Call()
+    """Call fn(*args) within `limit` seconds; gives a Call, whatever happens. Only KeyboardInterrupt is passed on."""
+    out, result = Printed(), Call()
     try:
-        with kept_state(), poisoned_memory(), contextlib.redirect_stdout(out), time_limit(limit):
+        with plain_state(), poisoned_memory(), contextlib.redirect_stdout(out), time_limit(limit):
             result.value = fn(*args)
-    except TimeLimit as error:
-        result.error = error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a learner's exit() must not end the kernel
-        result.error, result.line = error, learners_line(error, fn)
+        result.error, result.line = error, learners_line(error)
     result.printed = out.getvalue()
     return result
 
 
-def learners_line(error, fn):
-    """`line N: source` of the last frame in the file or cell where `fn` was written; "" where there is none."""
-    home = getattr(getattr(fn, "__code__", None), "co_filename", None)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == home]
+def learners_line(error):
+    """`line N of name: source` of the last frame that belongs to no installed package; "" where there is none."""
+    frames = [(f.f_code, n) for f, n in traceback.walk_tb(error.__traceback__) if is_learners(f.f_code.co_filename)]
     if not frames:
         return ""
-    begin = fn.__code__.co_firstlineno
-    source = linecache.getline(frames[-1].filename, frames[-1].lineno).strip()
-    where = f"line {frames[-1].lineno - begin + 1} of {fn.__name__}" if frames[-1].lineno >= begin else "your line"
+    code, number = frames[-1]
+    source = linecache.getline(code.co_filename, number).strip()
+    where = f"line {number - code.co_firstlineno + 1} of {code.co_name}"
     return f"{where}: {source}" if source else where
+
+
+def is_learners(filename):
+    """Whether a file or cell is the learner's: not of Python, torch or another package, and not of minids itself."""
+    return not filename.startswith(("<frozen", "<__array_function__", *PACKAGES))
+
+
+# The time ------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def time_limit(seconds):
-    """Raise TimeLimit in this thread after `seconds`, and again every half second until the block is left."""
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+    """Raise TimeLimit in this thread after `seconds`, and again and again until the block is left.
 
-        def ring(*_):
-            raise TimeLimit
-
-        before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    A second alarm can come while the first unwinds the stack, so whatever ends the alarms is done twice.
+    """
+    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    stop = by_signal(seconds) if main else by_thread(seconds)
+    try:
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        return
-    me = ctypes.c_ulong(threading.get_ident())  # Windows, or not the main thread: ask the interpreter for it
-    timer = threading.Timer(seconds, ctypes.pythonapi.PyThreadState_SetAsyncExc, (me, ctypes.py_object(TimeLimit)))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
+            stop()
     finally:
-        timer.cancel()
+        stop()
+
+
+def by_signal(seconds):
+    """Have the system's alarm raise TimeLimit in the main thread; gives the function that ends it."""
+    rings = 0
+
+    def ring(*_):
+        nonlocal rings
+        rings += 1
+        if rings == 3:  # a bare `except:` in a loop swallows it: the next ones come so fast that one hits outside
+            signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        raise TimeLimit
+
+    def stop():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before if before is not None else signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    return stop
+
+
+def by_thread(seconds):
+    """Have a second thread ask the interpreter for TimeLimit (Windows, or not the main thread); gives what ends it."""
+    me, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    ask = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def watch():
+        pause, rings = seconds, 0
+        while not over.wait(pause):
+            ask(me, ctypes.py_object(TimeLimit))
+            pause, rings = (0.5 if rings < 2 else 0.003), rings + 1
+
+    def stop():
+        over.set()
+        watcher.join()
+        ask(me, None)  # one that was asked for too late must not come later
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    return stop
+
+
+# The state -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def kept_state():
-    """Put back seeds, default dtype, grad mode and threads, whatever the block does to them."""
+def plain_state():
+    """Run the block with torch's defaults; put back seeds, defaults, grad mode and threads, whatever it does to them.
+
+    A notebook in which float64, a GPU or no_grad is the default must not make a right answer wrong.
+    """
     seeds = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-    dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     try:
-        yield
+        torch.set_default_dtype(torch.float32)
+        set_device(torch.device("cpu"))
+        torch.set_grad_enabled(True)
+        with torch.inference_mode(False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic.*")  # poisoned_memory asks for it, nobody else
+            yield
     finally:
         torch.random.set_rng_state(seeds[0])
         random.setstate(seeds[1])
         np.random.set_state(seeds[2])
         torch.set_default_dtype(dtype)
+        set_device(device)
         torch.set_grad_enabled(grad)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
 
+def set_device(device):
+    """Make `device` torch's default where it is not."""
+    if torch.get_default_device() != device:
+        torch.set_default_device(None if device.type == "cpu" else device)
+
+
 @contextlib.contextmanager
 def poisoned_memory():
     """Have torch.empty and its kin give NaN instead of whatever the memory held."""
-    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would load the compiler: 3 seconds
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+        torch.set_deterministic_debug_mode(mode)
         torch.utils.deterministic.fill_uninitialized_memory = fill
