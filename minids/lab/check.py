@@ -9,6 +9,7 @@ nothing is solved runs from top to bottom all the same.
 import difflib
 
 from minids.lab import exercises, progress, solution
+from minids.lab.compare import describe
 from minids.lab.exercise import REGISTRY
 from minids.lab.judge import FAIL, NOT_ATTEMPTED, PASS, Outcome, judge
 from minids.lab.show import show
@@ -18,18 +19,13 @@ def check(answer, name=None):
     """Print the verdict on `answer`, a function named as its exercise; gives it if it passed, else the reference.
 
     `name` ("01.1" or "rms_norm") says which exercise is meant where the function's own name does not. Never raises for
-    a wrong answer, whatever it is.
+    a wrong answer, whatever it is; what belongs to no exercise is given back unchecked, and that is said.
     """
     exercise, problem = recognise(answer, name)
     if exercise is None:
-        show(problem)
+        show(problem, ["nothing was checked: what you gave is given back as it is"])
         return answer
-    if problem:
-        outcome = Outcome(exercise, FAIL, "", [problem])
-    elif is_reference(answer, exercise):
-        outcome = Outcome(exercise, NOT_ATTEMPTED, "", ["this is the reference; run the cell with your own function"])
-    else:
-        outcome = judge(exercise, answer)
+    outcome = Outcome(exercise, FAIL, "", [problem]) if problem else judged(exercise, answer)
     if outcome.verdict == PASS:
         done, everything = progress.passed_in(exercise.lesson, progress.note_pass(exercise, answer))
         outcome.details.append(
@@ -41,29 +37,46 @@ def check(answer, name=None):
     return answer if outcome.verdict == PASS else exercises.reference(exercise.id)
 
 
+def judged(exercise, answer):
+    """The Outcome of an answer that can be called; a check that itself goes wrong is a FAIL that says so."""
+    if is_reference(answer, exercise):
+        return Outcome(exercise, NOT_ATTEMPTED, "", ["this is the reference; run the cell with your own function"])
+    try:
+        return judge(exercise, answer)
+    except (Exception, SystemExit) as error:  # an object that nobody thought of
+        return Outcome(exercise, FAIL, "", [f"your answer cannot be tried: {type(error).__name__} ({error})"[:400]])
+
+
 def recognise(answer, name):
     """(exercise, problem): which exercise is meant, and a sentence where `answer` is no function that can be tried."""
-    kernel = getattr(answer, "fn", answer)
-    own = getattr(kernel, "__name__", "") if callable(kernel) else answer if isinstance(answer, str) else ""
-    exercise = exercises.find(name or getattr(answer, "minids_exercise", "") or own)
+    own = answer if isinstance(answer, str) else getattr(answer, "__name__", "") if callable(answer) else ""
+    own = own or getattr(getattr(answer, "fn", None), "__name__", "")  # a Triton kernel
+    marked = getattr(answer, "minids_exercise", "")
+    name = name.__name__ if hasattr(name, "__name__") else name
+    exercise = exercises.find(name if name is not None else marked or own)
     if exercise is None:
-        return None, unknown(name or own, answer)
+        return None, "check: " + unknown(own if name is None else name, answer)
     if isinstance(answer, str):
         return exercise, f"check takes the function itself: check({exercise.name}), without quotes"
     if isinstance(answer, type) or not callable(answer):
-        kind = "the class" if isinstance(answer, type) else "a " + type(answer).__name__
-        return exercise, f"check takes a function; {kind} {getattr(answer, '__name__', '')} was given".rstrip()
+        kind = f"the class {answer.__name__}" if isinstance(answer, type) else describe(answer)
+        return exercise, f"check takes a function; {kind} was given"
     return exercise, ""
 
 
-def unknown(name, answer):
-    """What to say where no exercise is meant."""
-    if not name or name == "<lambda>":
-        given = "a lambda has no name" if name else f"{type(answer).__name__} {str(answer)[:40]!r} was given"
-        return f"check: {given}; say which exercise is meant: check(…, '01.1'), or give the function of a stub"
+def unknown(name, given=None):
+    """What to say where no exercise is meant by `name`, of what was given."""
+    call = "name the exercise, as in check(answer, '01.1'), or give the function of a stub"
+    if not isinstance(name, str) or not name:
+        return f"{describe(given)} was given; {call}"
+    if name == "<lambda>":
+        return f"a lambda has no name; {call}"
+    same = [e.id for e in REGISTRY.values() if e.name == name]
+    if same:
+        return f"{name} is the name of several exercises; say which: {', '.join(same)}"
     near = difflib.get_close_matches(name, [e.name for e in REGISTRY.values()], 1)
-    meant = f"did you mean {near[0]}?" if near else "status() lists the exercises."
-    return f"check: there is no exercise {name!r}; {meant}"
+    meant = f"did you mean {near[0]}?" if near else "status() shows what there is"
+    return f"there is no exercise {name!r}; {meant}"
 
 
 def is_reference(answer, exercise):
@@ -82,33 +95,55 @@ def report(outcome):
 
 def hint(target, level=None):
     """Show the next hint for an exercise: a nudge, then the idea, then the solution; `level` 1 to 3 asks for one."""
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    exercise = exercises.find(name)
+    exercise, name = named(target)
     if exercise is None:
-        return show(unknown(name, target).replace("check:", "hint:").replace("check(…", "hint(…"))
+        return show("hint: " + unknown(name, target).replace("check(answer, '01.1')", "hint('01.1')"))
+    if level is not None and not isinstance(level, int):
+        return show(f"hint: the level is a number from 1 to 3; {describe(level)} was given")
     texts = [*exercise.hints, "one solution:\n" + solution.of(exercise)]
     if level is None:
-        level = min(progress.load().hints.get(exercise.id, 0) + 1, len(texts))
+        level = min(max(progress.load().hints.get(exercise.id, 0), 0) + 1, len(texts))
         progress.update(lambda p: p.hints.update({exercise.id: level}))
-    level = max(1, min(int(level), len(texts)))
+    level = max(1, min(level, len(texts)))
     more = "" if level == len(texts) else f"\nhint({exercise.name!r}) again says more"
     return show(f"{exercise.title}, hint {level} of {len(texts)}", (texts[level - 1] + more).splitlines())
 
 
+def named(target):
+    """(exercise, name) of what a learner names it by: its number, its name, or the function."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return exercises.find(getattr(target, "minids_exercise", name)), name
+
+
 def status():
     """Show what has passed, per lesson, with the minutes that are left."""
-    from minids.lab.landing import rows
+    show("minids: your progress", rows() or ["there are no exercises yet"])
 
-    table = rows()
-    lines = [f"{r.bar}  {r.passed} of {r.total}  {r.left:3.0f} min left  {r.number} {r.title}" for r in table]
-    show("minids: your progress", lines or ["there are no exercises yet"])
+
+def rows():
+    """A line for each lesson; where the sources of the lessons are absent or damaged, for each that has exercises."""
+    from minids.lab import landing, source
+
+    try:
+        table = landing.rows()
+    except (source.BuildError, OSError, ImportError):
+        table = []
+    if table:
+        return [f"{r.bar}  {r.passed} of {r.total}  {r.left:3.0f} min left  {r.number} {r.title}" for r in table]
+    learnt, lines = progress.load(), []
+    for lesson, everything in exercises.by_lesson().items():
+        done = progress.passed_in(lesson, learnt)[0]
+        left = sum(e.minutes for e in everything if e not in done)
+        bar = "▰" * len(done) + "▱" * (len(everything) - len(done))
+        lines.append(f"{bar}  {len(done)} of {len(everything)}  {left:3.0f} min left  lesson {lesson}")
+    return lines
 
 
 def mine(name):
     """The learner's own function that passed exercise `name` ("rms_norm" or "01.1"), else the reference; says which."""
-    exercise = exercises.find(name)
+    exercise, text = named(name)
     if exercise is None:
-        raise ValueError(unknown(name, name).replace("check:", "mine:"))
+        raise ValueError("mine: " + unknown(text, name).replace("check(answer, '01.1')", "mine('01.1')"))
     fn = progress.kept(exercise)
     show(f"{exercise.title}: {'yours' if fn else 'the reference'}")
     return fn or exercises.reference(exercise.id)

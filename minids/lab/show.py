@@ -8,7 +8,8 @@ MARK = {"PASS": "#009e73", "FAIL": "#d55e00", "NOT ATTEMPTED": "#888888"}
 
 def show(line, details=(), diagnosis="", verdict=""):
     """Print `line`; then details and diagnosis, as a framed block in Jupyter and as indented lines elsewhere."""
-    print(line)
+    details = [readable(detail, "utf-8") for detail in details]
+    say(line)
     plain = [f"  {detail}" for detail in details]
     plain += [f"  → {diagnosis}"] if diagnosis else []
     if not plain:
@@ -18,7 +19,17 @@ def show(line, details=(), diagnosis="", verdict=""):
 
         display({"text/html": frame(details, diagnosis, verdict), "text/plain": "\n".join(plain)}, raw=True)
     else:
-        print("\n".join(plain))
+        say("\n".join(plain))
+
+
+def say(text):
+    """Print `text`, with ? for what the terminal cannot show."""
+    print(readable(text, getattr(sys.stdout, "encoding", None) or "utf-8"))
+
+
+def readable(text, encoding):
+    """`text` with ? for what `encoding` lacks (half a character that a learner printed; an arrow on old consoles)."""
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def in_jupyter():

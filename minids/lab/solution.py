@@ -2,10 +2,12 @@
 
 import ast
 import inspect
+import textwrap
 from pathlib import Path
 
 import minids
 
+MARKERS = ("# BEGIN SOLUTION", "# END SOLUTION")
 SOLUTIONS = Path(minids.__file__).resolve().parents[1] / "solutions"
 
 
@@ -16,8 +18,6 @@ def of(exercise):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.name == exercise.name:
                 begin = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-                lines = text.splitlines()[begin - 1 : node.end_lineno + 1]
-                return "\n".join(
-                    line for line in lines if line.strip() not in ("# BEGIN SOLUTION", "# END SOLUTION")
-                ).rstrip()
-    return inspect.getsource(exercise.reference)
+                lines = text.splitlines()[begin - 1 : node.end_lineno]
+                return textwrap.dedent("\n".join(line for line in lines if line.strip() not in MARKERS))
+    return inspect.getsource(inspect.unwrap(getattr(exercise.reference, "fn", exercise.reference)))
