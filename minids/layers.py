@@ -1,5 +1,8 @@
 """What every model is made of: RMSNorm, RoPE with YaRN, SwiGLU, causal attention with a cache, and the loss.
 
+RMSNorm, RoPE and SwiGLU take `impl`: "auto" runs the Triton kernel (layer_kernels.py) on a GPU and torch elsewhere;
+"triton" asks for the kernel, on a CPU in the interpreter; "torch" never takes it.
+
 RoPE turns each pair (2i, 2i+1) of a vector by position * f_i, and leaves it in place, as hub checkpoints have it; then
 the product of a query and a key depends on the distance of their positions alone. YaRN (2309.00071) stretches the slow
 frequencies, which a short training never saw turn once, and leaves the fast ones: f = f/s * ramp + f * (1 - ramp).
@@ -13,8 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def rms_norm(x, weight, eps):
+def rms_norm(x, weight, eps, impl="auto"):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; computed in fp32, given in x's dtype (1910.07467)."""
+    if use_kernel(impl, x, "RMSNorm"):
+        return layer_kernels().rms_norm(x, weight, eps)
     wide = x if x.dtype == torch.float64 else x.float()
     return weight * F.rms_norm(wide, weight.shape, eps=eps).to(x.dtype)
 
@@ -31,9 +36,12 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def swiglu(x, w_gate, w_up, w_down):
+def swiglu(x, w_gate, w_up, w_down, impl="auto"):
     """down(silu(gate(x)) * up(x)); x [...,D], w_gate and w_up [W,D], w_down [D,W] to [...,D] (2002.05202)."""
-    return F.linear(F.silu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
+    gate, up = F.linear(x, w_gate), F.linear(x, w_up)
+    if use_kernel(impl, gate, "SwiGLU"):
+        return F.linear(layer_kernels().silu_mul(gate, up), w_down)
+    return F.linear(F.silu(gate) * up, w_down)
 
 
 class SwiGLU(nn.Module):
@@ -107,8 +115,10 @@ def softmax_scale(cfg):
     return cfg.qk_head_dim**-0.5 * (mscale(cfg.rope_scaling["factor"], weight) ** 2 if weight else 1.0)
 
 
-def apply_rope(x, cos, sin):
+def apply_rope(x, cos, sin, impl="auto"):
     """Turn the pairs (2i, 2i+1) of x [...,T,H,R] by cos and sin [T,R/2]; in fp32, given in x's dtype (2104.09864)."""
+    if use_kernel(impl, x, "RoPE"):
+        return layer_kernels().rope(x, cos, sin)
     pairs = (x if x.dtype == torch.float64 else x.float()).unflatten(-1, (-1, 2)).contiguous()
     turned = torch.view_as_complex(pairs) * torch.complex(cos, sin).unsqueeze(-2)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
@@ -209,3 +219,26 @@ def check_impl(impl, what, known=("auto", "torch", "triton")):
         raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(known)}")
     if impl == "triton":
         raise NotImplementedError(f"the Triton kernels of {what} come in a later version; use impl='auto'")
+
+
+def use_kernel(impl, x, what):
+    """Whether the Triton kernel of `what` runs for x: if asked for, or by "auto" on a GPU, not in fp64.
+
+    Raises ValueError for an unknown `impl`, TritonUnavailable where the kernel is asked for and cannot run.
+    """
+    if impl == "torch" or (impl == "auto" and not x.is_cuda):
+        return False
+    if impl not in ("auto", "triton"):
+        raise ValueError(f"impl is {impl!r}; it must be one of auto, torch, triton")
+    from minids import triton_env  # here: it chooses how Triton runs in this process
+
+    if impl == "auto":
+        return x.dtype != torch.float64 and triton_env.compiles()
+    return bool(triton_env.require(f"the kernel of {what}"))
+
+
+def layer_kernels():
+    """The module of that name, imported when a kernel is first used: `import minids` works without Triton."""
+    from minids import layer_kernels
+
+    return layer_kernels

@@ -5,6 +5,7 @@ when it is imported, by TRITON_INTERPRET. Importing this module sets that to 1 w
 already; so a file of kernels imports this module before triton, and `import minids` never imports triton.
 """
 
+import functools
 import importlib.util
 import os
 import sys
@@ -47,6 +48,27 @@ def require(what):
         missing = "there is no GPU, and triton was imported without TRITON_INTERPRET=1"
         remedy = 'start again and import minids.triton_env before triton; or use impl="torch"'
     raise TritonUnavailable(f"{what} needs Triton, but {missing}: {remedy}")
+
+
+@functools.lru_cache
+def compiles():
+    """Whether kernels are compiled for a GPU here; asked once, for layers ask it at every call."""
+    return mode() == "gpu"
+
+
+@functools.lru_cache
+def gpu(where):
+    """(architecture, processors) of a device: (90, 132) for an H200; (90, 1) without a GPU, for the interpreter."""
+    if where.type != "cuda":
+        return 90, 1
+    found = torch.cuda.get_device_properties(where)
+    return 10 * found.major + found.minor, found.multi_processor_count
+
+
+def need(condition, message):
+    """Raise ValueError with `message` unless `condition`: how a kernel's wrapper refuses an argument."""
+    if not condition:
+        raise ValueError(message)
 
 
 if installed() and "triton" not in sys.modules and not torch.cuda.is_available():

@@ -26,6 +26,7 @@ import functools
 import torch
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
+from minids.triton_env import need
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -112,7 +113,7 @@ def decode(q, latents, lengths, scale, rank, splits=None):
     check(q, latents, lengths, scale, rank, splits)
     shape, q = q.shape[:-1], q.contiguous()
     B, heads, (S, width) = len(q), q.shape[-2], latents.shape[1:]
-    rows, arch, processors = shape[1:].numel(), *device(q.device)
+    rows, arch, processors = shape[1:].numel(), *triton_env.gpu(q.device)
     splits = splits or choose_splits(B, rows, S, processors)
     config = blocks(rows, q.dtype, arch)
     out, lse = q.new_empty(*shape, rank), q.new_empty(shape, dtype=torch.float32)
@@ -146,12 +147,6 @@ def check(q, latents, lengths, scale, rank, splits):
     need(splits is None or 1 <= splits <= MOST_SPLITS, f"splits is {splits}; give None, or 1 to {MOST_SPLITS}")
     places = {str(t.device) for t in (q, latents, lengths)}
     need(len(places) == 1, f"q, latents and lengths are on {', '.join(sorted(places))}; put them on one device")
-
-
-def need(condition, message):
-    """Raise ValueError with `message` unless `condition`."""
-    if not condition:
-        raise ValueError(message)
 
 
 def blocks(rows, dtype, arch):
@@ -226,12 +221,3 @@ def partial(B, splits, rows, C, where):
 def block(size):
     """The power of 2 that holds `size`, at least 16: what the sides of a `tl.dot` must have."""
     return max(16, triton.next_power_of_2(size))
-
-
-@functools.lru_cache
-def device(where):
-    """(architecture, processors) of a GPU: (90, 132) for an H200. The interpreter takes Hopper's blocks."""
-    if where.type != "cuda":
-        return 90, 1
-    found = torch.cuda.get_device_properties(where)
-    return 10 * found.major + found.minor, found.multi_processor_count
