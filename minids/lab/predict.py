@@ -16,8 +16,16 @@ class Prediction:
         """Show `measured` beside the guess."""
         unit = f" {self.unit}" if self.unit else ""
         if self.guess is None:
-            return show(f"measured {measured:.4g}{unit}; you made no prediction: write a number above, and run again")
-        return show(f"you said {self.guess:.4g}{unit}, measured {measured:.4g}{unit}: {distance(self.guess, measured)}")
+            return show(
+                f"measured {number(measured)}{unit}; you made no prediction: write a number above, and run again"
+            )
+        return show(
+            f"you said {number(self.guess)}{unit}, measured {number(measured)}{unit}: {distance(self.guess, measured)}"
+        )
+
+
+def number(value):
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def distance(guess, measured):
