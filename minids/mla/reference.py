@@ -35,11 +35,20 @@ def attend_expanded(q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor
 
 def attend_absorbed(q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, kv_b: Tensor, scale: float) -> Tensor:
     """The same over the latents themselves, nothing expanded; arguments and result as attend_expanded."""
-    w_uk, w_uv = kv_b.split([q_nope.shape[-1], kv_b.shape[1] - q_nope.shape[-1]], dim=1)
-    q_latent = torch.einsum("bthp,hpc->bthc", q_nope, w_uk)
+    q_latent = absorb_query(q_nope, kv_b)
     scores = torch.einsum("bthc,bsc->bhts", q_latent, c_kv) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
     latent = torch.einsum("bhts,bsc->bthc", softmax(scores * scale, c_kv.dtype), c_kv)
-    return torch.einsum("bthc,hvc->bthv", latent, w_uv)
+    return project_values(latent, kv_b, q_nope.shape[-1])
+
+
+def absorb_query(q_nope: Tensor, kv_b: Tensor) -> Tensor:
+    """The queries [B,T,H,P] brought to the latents by W_UK^T, [B,T,H,C]; kv_b [H,P+V,C] (V2 section 2.1.2)."""
+    return torch.einsum("bthp,hpc->bthc", q_nope, kv_b[:, : q_nope.shape[-1]])
+
+
+def project_values(latent: Tensor, kv_b: Tensor, nope: int) -> Tensor:
+    """Sums of values [B,T,H,V] of sums of latents [B,T,H,C] by W_UV; kv_b [H,P+V,C], P is `nope` (V2 section 2.1.2)."""
+    return torch.einsum("bthc,hvc->bthv", latent, kv_b[:, nope:])
 
 
 def softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,3 +56,27 @@ def softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
     T, S = scores.shape[-2:]
     wide = scores if scores.dtype == torch.float64 else scores.float()
     return wide.masked_fill(~visible(T, S, scores.device), float("-inf")).softmax(-1).to(dtype)
+
+
+# What the forms cost --------------------------------------------------------------------------------------------------
+
+
+def decode_flops(form: str, H: int, C: int, R: int, P: int, V: int, T: int, S: int) -> int:
+    """FLOPs of one layer's attention for one sequence: T queries over S cached latents, 2 per multiply-add.
+
+    `form` is "expanded" or "absorbed". All T*S scores count, hidden ones too, as a plain product computes them; what
+    is the same in both forms (queries, new latents, o_proj) does not. Raises ValueError for another form.
+    """
+    if form not in ("expanded", "absorbed"):
+        raise ValueError(f"form is {form!r}; it must be expanded or absorbed")
+    rows, widths = (S, P + R + V) if form == "expanded" else (T, C + R + C)
+    return 2 * H * (rows * C * (P + V) + T * S * widths)
+
+
+def crossover(C: int, P: int, V: int, S: int) -> float:
+    """The number of queries T at which both forms cost the same over S positions; below it absorbing is cheaper.
+
+    Solved from decode_flops for 2C > P+V, as all published models have it; H and R fall out.
+    """
+    once, extra = C * (P + V), 2 * C - P - V
+    return S * once / (once + S * extra)
