@@ -32,8 +32,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x):
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x, impl="auto"):
+        return rms_norm(x, self.weight, self.eps, impl)
 
 
 def swiglu(x, w_gate, w_up, w_down, impl="auto"):
@@ -53,8 +53,8 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(hidden, width, bias=False)
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
-    def forward(self, x):
-        return swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+    def forward(self, x, impl="auto"):
+        return swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight, impl)
 
 
 def rope_width(cfg):

@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 if triton_env.mode() == "absent":
     pytest.skip("triton was imported without TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True)
 
-from minids import layer_kernels, layers
+from minids import ModelConfig, layer_kernels, layers
 from minids.lab.meter import call
-from minids.mla import kernels
+from minids.mla import MLA, LatentCache, kernels
 
 DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
@@ -191,6 +191,25 @@ def test_decode_loads_each_latent_once_per_64_heads(H, splits):
     assert m.loaded == cached + queries + programs * 8 + parts and m.out_of_bounds == []
     assert m.launches == (1 if splits == 1 else 2)
     assert m.stored == out.nbytes + lse.nbytes + (splits > 1) * B * H * splits * (C + 1) * 4
+
+
+@pytest.mark.parametrize("q_lora_rank", [None, 16])
+@pytest.mark.parametrize(("past", "T"), [(0, 1), (30, 1), (20, 3)])
+def test_mla_decodes_by_the_kernel(q_lora_rank, past, T):
+    cfg = ModelConfig(hidden_size=48, num_attention_heads=3, kv_lora_rank=20, q_lora_rank=q_lora_rank)
+    attn, x = MLA(cfg).to(DEVICE), torch.randn(2, past + T, 48, device=DEVICE)
+    cos, sin = layers.rope_tables(cfg, torch.arange(past + T, device=DEVICE))
+    results = []
+    for impl in ("torch", "triton"):
+        cache = LatentCache(2, past + T + 9, 20, 16, device=DEVICE)
+        cache.tensors[0].fill_(NAN)
+        with torch.no_grad():
+            if past:
+                attn(x[:, :past], cos[:past], sin[:past], cache)
+            results.append(attn(x[:, past:], cos[past:], sin[past:], cache, impl=impl))
+    assert relative_error(*results) < TOLERANCE[torch.float32]
+    with pytest.raises(ValueError, match=r"no backward pass; call it under torch\.no_grad"):
+        attn(x, cos, sin, impl="triton")
 
 
 # Layers ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import torch
 from minids import ModelConfig
 from minids.layers import rope_tables
 from minids.mla import MLA, LatentCache, reference
+from minids.mla.layer import absorbing_pays
 from minids.numerics import relative_error, seed_everything
 
 SIZES = {"hidden_size": 48, "num_attention_heads": 3, "kv_lora_rank": 20, "qk_nope_head_dim": 12}
@@ -76,7 +77,24 @@ def test_what_is_not_there_is_said():
     tables = rope_tables(attn.cfg, torch.arange(2))
     with pytest.raises(ValueError, match="form is 'folded'"):
         attn(x, *tables, form="folded")
-    with pytest.raises(NotImplementedError, match="later version"):
-        attn(x, *tables, impl="triton")
+    with pytest.raises(ValueError, match="impl is 'cuda'; it must be one of auto, torch, triton"):
+        attn(x, *tables, impl="cuda")
+    with pytest.raises(ValueError, match="form 'expanded' has no Triton kernel"):
+        attn(x, *tables, form="expanded", impl="triton")
     with pytest.raises(ValueError, match="holds 0 of 1 positions; 2 more"):
         attn(x, *tables, LatentCache(1, 1, 20, 8))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "deepseek-v2-lite", "deepseek-v3"])
+@pytest.mark.parametrize("S", [2, 7, 64, 1000, 100_000])
+def test_the_crossover_is_where_both_forms_cost_the_same(preset, S):
+    cfg = ModelConfig.preset(preset)
+    sizes = cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.v_head_dim
+    at = reference.crossover(*sizes, S)
+    assert 0 < at < S
+    C, P, V = sizes
+    for T in {1, int(at), int(at) + 1, S} - {0}:
+        costs = [reference.decode_flops(f, cfg.num_attention_heads, C, 64, P, V, T, S) for f in FORMS]
+        assert (costs[1] < costs[0]) == (at > T) == absorbing_pays(cfg, T, S)
+    with pytest.raises(ValueError, match="form is 'folded'"):
+        reference.decode_flops("folded", 1, C, 64, P, V, 1, S)

@@ -2,15 +2,20 @@
 
 With a cache of S positions, expanding costs S*C*(P+V) multiply-adds a head however few the T queries are; absorbing
 costs T*C*(P+V) once, and then T*S*(C - P + C - V) more in the attention. `form="auto"` takes the cheaper one.
+
+The absorbed form reads each cached row once for all heads: on a GPU by kernels.decode. The expanded form is plain
+attention over keys of P+R and values of V numbers, and torch's fused kernel does that, forward and backward. It wants
+one width, so zeros are put after the values (192 and 128 wide: a sixth of the arithmetic). No kernel here takes its
+place: none has been measured to be faster than the one that its makers tune for each GPU.
 """
 
 import torch
 from torch import nn
 
-from minids.layers import Cache, RMSNorm, apply_rope, causal_attention, check_impl, softmax_scale
+from minids.layers import Cache, RMSNorm, apply_rope, causal_attention, softmax_scale, use_kernel
 from minids.mla import reference
 
-FORMS = ("auto", "expanded", "absorbed")
+FORMS, IMPLS = ("auto", "expanded", "absorbed"), ("auto", "torch", "triton")
 NORM_EPS = 1e-6  # of the inner norms, whatever the config says: as transformers
 
 
@@ -24,8 +29,9 @@ class LatentCache(Cache):
 class MLA(nn.Module):
     """Multi-head Latent Attention: attn(x [B,T,D], cos, sin [T,R/2], cache=None) gives [B,T,D] (V3 eq. 1-11).
 
-    With a cache the T tokens follow what it holds. `form` is "auto", "expanded" or "absorbed"; `impl` is "auto" or
-    "torch". Raises ValueError for another form, or where the cache is full.
+    With a cache the T tokens follow what it holds. `form` is "auto", "expanded" or "absorbed". `impl` "auto" takes the
+    Triton kernels on a GPU; "torch" takes none; "triton" asks for them, and so for the absorbed form, which has no
+    backward pass there. Raises ValueError for a form and an impl that do not go together, or where the cache is full.
     """
 
     def __init__(self, cfg):
@@ -44,31 +50,31 @@ class MLA(nn.Module):
         self.o_proj = nn.Linear(H * cfg.v_head_dim, D, bias=cfg.attention_bias)
 
     def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
-        if form not in FORMS:
-            raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
-        check_impl(impl, "MLA")
-        q_nope, q_rope = self.queries(x, cos, sin)
-        latents = self.latents(x, cos, sin)
+        check_choice(form, impl)
+        q_nope, q_rope = self.queries(x, cos, sin, impl)
+        latents = self.latents(x, cos, sin, impl)
         if cache is not None:
             latents = cache.append(latents)[0].to(q_nope.dtype)
         if form == "auto":
-            form = "absorbed" if absorbing_pays(self.cfg, x.shape[1], latents.shape[1]) else "expanded"
-        attend = self.absorbed if form == "absorbed" else self.expanded
-        return self.o_proj(attend(q_nope, q_rope, latents).flatten(-2))
+            pays = impl == "triton" or absorbing_pays(self.cfg, x.shape[1], latents.shape[1])
+            form = "absorbed" if pays else "expanded"
+        if form == "absorbed":
+            return self.o_proj(self.absorbed(q_nope, q_rope, latents, impl).flatten(-2))
+        return self.o_proj(self.expanded(q_nope, q_rope, latents).flatten(-2))
 
-    def queries(self, x, cos, sin):
+    def queries(self, x, cos, sin, impl="auto"):
         """q_nope [B,T,H,P] and q_rope [B,T,H,R], turned (V3 eq. 6-9)."""
         cfg = self.cfg
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if cfg.q_lora_rank else self.q_proj(x)
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x), impl)) if cfg.q_lora_rank else self.q_proj(x)
         q = q.unflatten(-1, (cfg.num_attention_heads, cfg.qk_head_dim))
         q_nope, q_rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], -1)
-        return q_nope, apply_rope(q_rope, cos, sin)
+        return q_nope, apply_rope(q_rope, cos, sin, impl)
 
-    def latents(self, x, cos, sin):
+    def latents(self, x, cos, sin, impl="auto"):
         """What is cached: c_kv after its norm beside k_rope, turned and without a norm, [B,T,C+R] (V3 eq. 1, 3)."""
         cfg = self.cfg
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], -1)
-        c_kv, k_rope = self.kv_a_layernorm(c_kv), apply_rope(k_rope.unsqueeze(-2), cos, sin).squeeze(-2)
+        c_kv, k_rope = self.kv_a_layernorm(c_kv, impl), apply_rope(k_rope.unsqueeze(-2), cos, sin, impl).squeeze(-2)
         return torch.cat([c_kv, k_rope.to(c_kv.dtype)], -1)
 
     def expanded(self, q_nope, q_rope, latents):
@@ -81,20 +87,51 @@ class MLA(nn.Module):
         q = torch.cat([q_nope, q_rope.to(q_nope.dtype)], -1)
         return causal_attention(q, torch.cat([k_nope, k_rope], -1), v, self.scale)
 
-    def absorbed(self, q_nope, q_rope, latents):
-        """As reference.attend_absorbed: the H heads of a token are rows of one product with the cache [B,S,C+R]."""
-        C, P, (B, T, H, _), S = self.cfg.kv_lora_rank, self.cfg.qk_nope_head_dim, q_nope.shape, latents.shape[1]
+    def absorbed(self, q_nope, q_rope, latents, impl="auto"):
+        """As reference.attend_absorbed: queries go to the latents, and their sum comes back; [B,S,C+R] to [B,T,H,V]."""
+        C, P, H = self.cfg.kv_lora_rank, self.cfg.qk_nope_head_dim, self.cfg.num_attention_heads
         kv_b = self.kv_b_proj.weight.view(H, -1, C).to(q_nope.dtype)
         q_latent = torch.einsum("bthp,hpc->bthc", q_nope, kv_b[:, :P])
-        q = torch.cat([q_latent, q_rope.to(q_latent.dtype)], -1).transpose(1, 2).reshape(B, H * T, -1)
-        latents = latents.to(q.dtype)
-        scores = torch.bmm(q * self.scale, latents.mT)
-        if T > 1:
-            seen = reference.visible(T, S, scores.device)
-            scores = scores.view(B, H, T, S).masked_fill(~seen, float("-inf")).view(B, H * T, S)
-        weights = torch.softmax(scores, -1, dtype=None if scores.dtype == torch.float64 else torch.float32)
-        latent = torch.bmm(weights.to(latents.dtype), latents)[..., :C].view(B, H, T, C)
-        return torch.einsum("bhtc,hvc->bthv", latent, kv_b[:, P:])
+        q = torch.cat([q_latent, q_rope.to(q_latent.dtype)], -1)
+        attend = attend_by_kernel if decodes(impl, q, C) else attend_by_torch
+        return torch.einsum("bthc,hvc->bthv", attend(q, latents.to(q.dtype), self.scale, C), kv_b[:, P:])
+
+
+def attend_by_torch(q, latents, scale, rank):
+    """Causal attention of q [B,T,H,C+R] over latents [B,S,C+R], [B,T,H,C]: a token's heads are rows of one product."""
+    B, T, H, width = q.shape
+    scores = torch.bmm(q.reshape(B, T * H, width) * scale, latents.mT)
+    if T > 1:
+        seen = reference.visible(T, latents.shape[1], scores.device).unsqueeze(1)
+        scores = scores.view(B, T, H, -1).masked_fill(~seen, float("-inf")).view(scores.shape)
+    weights = torch.softmax(scores, -1, dtype=None if scores.dtype == torch.float64 else torch.float32)
+    return torch.bmm(weights.to(latents.dtype), latents)[..., :rank].view(B, T, H, rank)
+
+
+def attend_by_kernel(q, latents, scale, rank):
+    """The same by kernels.decode."""
+    from minids.mla import kernels
+
+    lengths = torch.full(q.shape[:1], latents.shape[1], dtype=torch.int32, device=q.device)
+    return kernels.decode(q, latents, lengths, scale, rank)[0]
+
+
+def decodes(impl, q, rank):
+    """Whether kernels.decode attends for q [B,T,H,C+R]: see use_kernel; not where a gradient is needed."""
+    needs_gradient = torch.is_grad_enabled() and q.requires_grad
+    if impl == "triton" and needs_gradient:
+        raise ValueError("MLA's decode kernel has no backward pass; call it under torch.no_grad(), or with impl='auto'")
+    fits = rank <= 512 and q.shape[-1] - rank <= 128
+    return (impl == "triton" or (fits and not needs_gradient)) and use_kernel(impl, q, "MLA's decoding")
+
+
+def check_choice(form, impl):
+    """Raise ValueError for an unknown form or impl, and for an expanded form by kernels, which there is not."""
+    for name, given, known in (("form", form, FORMS), ("impl", impl, IMPLS)):
+        if given not in known:
+            raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(known)}")
+    if (form, impl) == ("expanded", "triton"):
+        raise ValueError("form 'expanded' has no Triton kernel (torch's attention does it); use impl='auto' or 'torch'")
 
 
 def absorbing_pays(cfg, T, S):
