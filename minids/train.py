@@ -10,6 +10,7 @@ tokenizer.json), log.jsonl and loss.png.
 import argparse
 import contextlib
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -83,13 +84,13 @@ def settle_steps(run, seconds):
         if len(times) > 1 and sum(times) > 0.1 * seconds:
             break
     with torch.no_grad(), run.precision():
-        forward = timed(lambda: run.model.loss(*run.batch(0))[1])
+        forward = statistics.median(timed(lambda: run.model.loss(*run.batch(0))[1]) for _ in range(3))
     run.build()
     bytes_per_batch = run.args["batch_size"] * run.args["seq_len"] * run.bytes_per_token
     evaluation = 2 * forward * sum(map(len, run.corpus.heldout)) / bytes_per_batch  # its windows overlap by half
     left = max(seconds - sum(times) - 1.1 * evaluation - 4, 0.3 * seconds)  # 4 s: gzip, xz, a sample
-    settled = times[3:] or times[1:]
-    return max(1, int(left * len(settled) / sum(settled)))
+    usual = statistics.median(times[3:] or times[1:])  # not the mean: for a moment others may use the machine too
+    return max(1, int(left / usual))
 
 
 def timed(compute):

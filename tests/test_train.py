@@ -13,6 +13,7 @@ import torch
 
 from minids import report, train
 from minids.generate import main as generate_main
+from minids.run import begin
 
 SIZES = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "32", "--device", "cpu", "--checkpoint-every", "0"]
 
@@ -122,6 +123,17 @@ def test_the_budget_settles_the_steps_once(corpus, tmp_path, monkeypatch, capsys
     assert train.main([*SIZES, "--data", str(corpus), "--steps", str(steps), "--out", str(other)]) == 0
     assert weights(folder) == weights(other), "the calibration leaves no trace"
     assert "held-out bits per byte: " in capsys.readouterr().out
+
+
+def test_what_disturbs_a_step_of_the_calibration_changes_nothing(corpus, tmp_path, monkeypatch):
+    run = begin(
+        train.complete_arguments({"data": str(corpus), "batch_size": 2, "seq_len": 32, "device": "cpu"}),
+        tmp_path / "run",
+    )
+    for disturbed in (0.25, 20.0):
+        seconds = iter([5.0, 1.0, 1.0] + [0.25] * 6 + [disturbed] + [0.25] * 3 + [0.0] * 3)
+        monkeypatch.setattr(train, "timed", lambda compute, times=seconds: next(times))
+        assert train.settle_steps(run, 1000.0) == pytest.approx((1000 - 10 - 4) / 0.25, rel=0.03)
 
 
 @pytest.mark.parametrize(
