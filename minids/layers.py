@@ -15,17 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minids.functions import BlockAttention, LinearCrossEntropy, NormOnCPU, root_mean_square
+
 
 def rms_norm(x, weight, eps, impl="auto"):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; computed in fp32, given in x's dtype (1910.07467)."""
     if use_kernel(impl, x, "RMSNorm"):
         return layer_kernels().rms_norm(x, weight, eps)
     wide = x if x.dtype == torch.float64 else x.float()
-    return weight * F.rms_norm(wide, weight.shape, eps=eps).to(x.dtype)
+    weight = weight.to(wide.dtype)
+    if x.device.type != "cpu":
+        return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
+    if x.requires_grad:
+        return NormOnCPU.apply(wide, weight, eps).to(x.dtype)
+    return (wide * (weight / root_mean_square(wide, eps))).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """rms_norm with a learned weight [D]; [...,D] to [...,D]."""
+    """rms_norm with a learned weight [D]; [...,D] to [...,D], in the dtype of the products that follow."""
 
     def __init__(self, width, eps=1e-6):
         super().__init__()
@@ -33,7 +40,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x, impl="auto"):
-        return rms_norm(x, self.weight, self.eps, impl)
+        return rms_norm(x, self.weight, self.eps, impl).to(product_dtype(x))
 
 
 def swiglu(x, w_gate, w_up, w_down, impl="auto"):
@@ -155,49 +162,15 @@ class Cache:
 
 def causal_attention(q, k, v, scale):
     """softmax(q k^T * scale) v, where the T queries are the last of the S positions; q [B,T,H,*], k, v [B,S,G,*]."""
-    T, S = q.shape[1], k.shape[1]
-    mask = None
-    if 1 < T < S:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    q, k, v, width = *(t.transpose(1, 2) for t in (q, k, v)), v.shape[-1]
+    (B, T, H, _), S, width, more = q.shape, k.shape[1], v.shape[-1], q.shape[2] // k.shape[2]
+    if q.requires_grad and q.device.type == "cpu" and T == S and B * H * T * T <= BlockAttention.ROOM:
+        k, v = (t.repeat_interleave(more, 2) if more > 1 else t for t in (k, v))
+        return BlockAttention.apply(q, k, v, scale)
+    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     v = F.pad(v, (0, max(0, q.shape[-1] - width)))  # torch's fused attention takes q, k and v of one width only
-    options = {"scale": scale, "is_causal": T == S > 1, "enable_gqa": q.shape[1] != k.shape[1]}
+    options = {"scale": scale, "is_causal": T == S > 1, "enable_gqa": more > 1}
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[..., :width].transpose(1, 2)
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of x [N,D] W^T [D,V] against targets [N], in nats, a chunk of the logits at a time.
-
-    The gradients are computed with the loss, while a chunk is at hand, so the [N,V] logits are never whole in memory.
-    Targets of -100 do not count. `dtype` is that of the products; the softmax is in fp32.
-    """
-
-    CHUNK = 512
-
-    @staticmethod
-    def forward(ctx, x, weight, targets, dtype, with_gradients):
-        counts = targets != -100
-        share = counts / counts.sum().clamp_min(1)
-        w, losses = weight.to(dtype), []
-        dx, dw = (torch.empty_like(x), torch.zeros_like(weight)) if with_gradients else (None, None)
-        for begin in range(0, len(x), LinearCrossEntropy.CHUNK):
-            rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
-            part, target = x[rows].to(dtype), targets[rows].clamp_min(0).unsqueeze(1)
-            log_p = F.linear(part, w).log_softmax(-1, dtype=None if dtype == torch.float64 else torch.float32)
-            losses.append((log_p.gather(1, target).squeeze(1) * -share[rows]).sum())
-            if with_gradients:
-                grad = log_p.exp_()  # the softmax, minus 1 at the target
-                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0)).mul_(share[rows].unsqueeze(1))
-                grad = grad.to(dtype)
-                dx[rows] = grad @ w
-                dw += grad.mT @ part
-        ctx.save_for_backward(dx, dw)
-        return torch.stack(losses).sum()
-
-    @staticmethod
-    def backward(ctx, grad):
-        dx, dw = ctx.saved_tensors
-        return dx * grad, dw * grad, None, None, None
 
 
 def linear_cross_entropy(x, weight, targets):

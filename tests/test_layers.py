@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from minids.config import ModelConfig
-from minids.layers import apply_rope, causal_attention, inverse_frequencies, rms_norm, rope_tables, softmax_scale
+from minids.functions import BlockAttention
+from minids.layers import (
+    apply_rope,
+    causal_attention,
+    inverse_frequencies,
+    rms_norm,
+    rope_tables,
+    softmax_scale,
+)
 from minids.numerics import TOLERANCE, relative_error, seed_everything
 
 CPU = torch.device("cpu")
@@ -104,3 +112,32 @@ def test_queries_are_the_last_positions_and_see_nothing_later(T, S, heads, group
     weights = scores.masked_fill(later, -math.inf).softmax(-1)
     want = torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(more, 2))
     assert relative_error(causal_attention(q, k, v, 0.3), want) < TOLERANCE[torch.float64]
+
+
+def attention_with_gradients(function, dtype, T, heads, groups):
+    """Result of `function(q, k, v, 0.3)` and its gradients; the same inputs for every function."""
+    draw, shapes = torch.Generator().manual_seed(5), [(2, T, heads, 6), (2, T, groups, 6), (2, T, groups, 4)]
+    inputs = [torch.randn(shape, generator=draw).to(dtype).requires_grad_() for shape in shapes]
+    out = function(*inputs, 0.3)
+    return out, *torch.autograd.grad(out, inputs, torch.randn(out.shape, generator=draw).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", [1, 63, 64, 65, 150])
+@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
+def test_attention_by_blocks_is_the_fused_one(dtype, T, heads, groups, monkeypatch):
+    got = attention_with_gradients(causal_attention, dtype, T, heads, groups)
+    monkeypatch.setattr(BlockAttention, "ROOM", 0)
+    want = attention_with_gradients(causal_attention, torch.float64, T, heads, groups)
+    assert "BlockAttention" in type(got[0].grad_fn).__name__ and "BlockAttention" not in type(want[0].grad_fn).__name__
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype and relative_error(a, b) < TOLERANCE[dtype]
+
+
+def test_gradients_of_what_is_ours_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(BlockAttention, "ROWS", 3)
+    draw = {"dtype": torch.float64, "requires_grad": True}
+    q, k, v, x, weight = (torch.randn(shape, **draw) for shape in [(2, 7, 2, 4)] * 2 + [(2, 7, 2, 3), (2, 3, 5), (5,)])
+    assert torch.autograd.gradcheck(lambda *t: causal_attention(*t, 0.3), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *t: rms_norm(*t, 1e-3), (x, weight))
+    assert torch.autograd.gradcheck(lambda w: rms_norm(x.detach(), w, 1e-3), weight)

@@ -93,7 +93,7 @@ class Experts(nn.Module):
         x = x.to(dtype)
         if impl == "loop" or dtype == torch.float64:  # grouped_mm has no float64
             return reference.experts_loop(x, indices, gates, *(weight.to(dtype) for weight in weights))
-        if indices.numel() * (weights[0][0].numel() + weights[1][0].numel()) <= FEW:
+        if indices.numel() * sum(weight.numel() for weight in weights) <= FEW * len(weights[0]):
             return experts_gathered(x, indices, gates, *weights)
         return experts_grouped(x, indices, gates, *(weight.to(dtype) for weight in weights))
 
