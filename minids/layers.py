@@ -19,16 +19,18 @@ from minids.functions import BlockAttention, LinearCrossEntropy, NormOnCPU, root
 
 
 def rms_norm(x, weight, eps, impl="auto"):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; computed in fp32, given in x's dtype (1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32; given in the wider dtype (1910.07467)."""
     if use_kernel(impl, x, "RMSNorm"):
         return layer_kernels().rms_norm(x, weight, eps)
-    wide = x if x.dtype == torch.float64 else x.float()
-    weight = weight.to(wide.dtype)
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    wide, weight = (t.to(torch.promote_types(dtype, torch.float32)) for t in (x, weight))
     if x.device.type != "cpu":
-        return F.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
-    if x.requires_grad:
-        return NormOnCPU.apply(wide, weight, eps).to(x.dtype)
-    return (wide * (weight / root_mean_square(wide, eps))).to(x.dtype)
+        out = F.rms_norm(wide, weight.shape, weight, eps)
+    elif x.requires_grad:
+        out = NormOnCPU.apply(wide, weight, eps)
+    else:
+        out = wide * (weight / root_mean_square(wide, eps))
+    return out.to(dtype)
 
 
 class RMSNorm(nn.Module):
