@@ -49,13 +49,11 @@ def judged(exercise, answer):
 
 def recognise(answer, name):
     """(exercise, problem): which exercise is meant, and a sentence where `answer` is no function that can be tried."""
-    own = answer if isinstance(answer, str) else getattr(answer, "__name__", "") if callable(answer) else ""
-    own = own or getattr(getattr(answer, "fn", None), "__name__", "")  # a Triton kernel
-    marked = getattr(answer, "minids_exercise", "")
-    name = name.__name__ if hasattr(name, "__name__") else name
-    exercise = exercises.find(name if name is not None else marked or own)
+    name = name if name is None or isinstance(name, str) else text_of(name, "__name__") or describe(name)
+    own = answer if isinstance(answer, str) else text_of(answer, "__name__") if callable(answer) else ""
+    exercise = exercises.find(name or text_of(answer, "minids_exercise") or own)
     if exercise is None:
-        return None, "check: " + unknown(own if name is None else name, answer)
+        return None, "check: " + unknown(name or own, answer)
     if isinstance(answer, str):
         return exercise, f"check takes the function itself: check({exercise.name}), without quotes"
     if isinstance(answer, type) or not callable(answer):
@@ -80,7 +78,7 @@ def unknown(name, given=None):
 
 
 def is_reference(answer, exercise):
-    return answer is exercise.reference or hasattr(answer, "minids_exercise")
+    return answer is exercise.reference or bool(text_of(answer, "minids_exercise"))
 
 
 def report(outcome):
@@ -111,8 +109,17 @@ def hint(target, level=None):
 
 def named(target):
     """(exercise, name) of what a learner names it by: its number, its name, or the function."""
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return exercises.find(getattr(target, "minids_exercise", name)), name
+    name = target if isinstance(target, str) else text_of(target, "__name__")
+    return exercises.find(text_of(target, "minids_exercise") or name), name
+
+
+def text_of(value, attribute):
+    """An attribute that is text, "" where there is none, whatever kind of object that is."""
+    try:
+        text = getattr(value, attribute, "")
+    except Exception:
+        return ""
+    return text if isinstance(text, str) else ""
 
 
 def status():

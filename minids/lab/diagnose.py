@@ -6,7 +6,7 @@ import torch
 
 from minids.lab import compare
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, observe
+from minids.lab.observe import expected, observe, options
 
 
 def diagnosis(exercise, seen):
@@ -168,8 +168,7 @@ def splits(seen, right):
 
 def value_is_right(observation):
     want = expected(observation.exercise, observation.case)[0]
-    options = {"dtype": observation.case.dtype, "tolerance": observation.exercise.tolerance}
-    return compare.difference(observation.call.value, want, **options) is None
+    return compare.difference(observation.call.value, want, **options(observation)) is None
 
 
 def flat_pairs(seen):
@@ -178,7 +177,8 @@ def flat_pairs(seen):
     for observation in seen:
         want = tensors(expected(observation.exercise, observation.case)[0])
         got = tensors(observation.call.value) if observation.call.error is None else []
-        if not want or len(got) != len(want) or any(g.shape != w.shape for g, w in zip(got, want, strict=True)):
+        same = len(got) == len(want) and all(g.shape == w.shape for g, w in zip(got, want, strict=True))
+        if not want or not same or any(g.is_complex() for g in got):
             return []
         pairs.append((flat(got), flat(want)))
     return pairs

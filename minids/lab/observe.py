@@ -32,34 +32,40 @@ class Observation:
 def observe(exercise, fn, case):
     """Run `fn` on a case, and once more for its gradients where they count and the first run went well."""
     args = copy_of(case.args)
-    call = sandbox.call(fn, args, exercise.limit)
+    seen = Observation(exercise, case, sandbox.call(fn, args, exercise.limit), [])
     names = exercise.parameters
-    changed = [n for n, a, b in zip(names, args, case.args, strict=False) if not same_values(a, b)]
-    seen = Observation(exercise, case, call, changed)
-    if exercise.gradients and call.error is None and not changed:
+    seen.changed = [n for n, a, b in zip(names, args, case.args, strict=False) if not same_values(a, b)]
+    if seen.call.error is None:
+        seen.trouble = trouble(seen)  # now: the next call may write into the same memory
+    if exercise.gradients and not seen.failed:
         args = leaf_arguments(copy_of(case.args))
         second = sandbox.call(lambda: gradients(fn(*args), args, names), (), exercise.limit)
         if second.error is not None:
             seen.call = second
         else:
             seen.gradients = second.value
-    if seen.call.error is None:
-        seen.trouble = trouble(seen)  # now: the next call may write into the same memory
+            seen.trouble = trouble_of_gradients(seen)
     return seen
 
 
 def trouble(seen):
-    """The Difference between an Observation and the reference, in its value, its arguments or its gradients."""
-    want, wanted = expected(seen.exercise, seen.case)
-    options = {"dtype": seen.case.dtype, "tolerance": seen.exercise.tolerance}
-    found = compare.difference(seen.call.value, want, **options)
+    """The Difference between an Observation and the reference, in its value or its arguments."""
+    found = compare.difference(seen.call.value, expected(seen.exercise, seen.case)[0], **options(seen))
     if found is None and seen.changed:
         return compare.Difference(f"its argument {seen.changed[0]} is not what it was before the call")
-    if found is None and wanted is not None:
-        if isinstance(seen.gradients, str):
-            return compare.Difference(seen.gradients)
-        return compare.difference(seen.gradients, wanted, **options, where="the gradient")
     return found
+
+
+def trouble_of_gradients(seen):
+    if isinstance(seen.gradients, str):
+        return compare.Difference(seen.gradients)
+    wanted = expected(seen.exercise, seen.case)[1]
+    return compare.difference(seen.gradients, wanted, **options(seen), where="the gradient")
+
+
+def options(seen):
+    """What compare.difference needs to know of a case."""
+    return {"dtype": seen.case.dtype, "tolerance": seen.exercise.tolerance}
 
 
 def same_values(a, b):

@@ -13,6 +13,7 @@ import linecache
 import random
 import signal
 import site
+import sys
 import sysconfig
 import threading
 import traceback
@@ -70,13 +71,24 @@ def call(fn, args, limit):
     out, result = Printed(), Call()
     try:
         with plain_state(), poisoned_memory(), contextlib.redirect_stdout(out), time_limit(limit):
-            result.value = fn(*args)
+            result.value = body(fn, args)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a learner's exit() must not end the kernel
         result.error, result.line = error, learners_line(error)
     result.printed = out.getvalue()
     return result
+
+
+def body(fn, args):
+    """The call itself. A frame of this function on the stack means that the learner's code runs."""
+    return fn(*args)
+
+
+def runs_body(frame):
+    while frame is not None and frame.f_code is not body.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def learners_line(error):
@@ -100,10 +112,7 @@ def is_learners(filename):
 
 @contextlib.contextmanager
 def time_limit(seconds):
-    """Raise TimeLimit in this thread after `seconds`, and again and again until the block is left.
-
-    A second alarm can come while the first unwinds the stack, so whatever ends the alarms is done twice.
-    """
+    """Raise TimeLimit in this thread after `seconds`, again and again, but only while `body` runs."""
     main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     stop = by_signal(seconds) if main else by_thread(seconds)
     try:
@@ -112,19 +121,20 @@ def time_limit(seconds):
         finally:
             stop()
     finally:
-        stop()
+        stop()  # what by_thread asked for while `body` ran may come in the first
 
 
 def by_signal(seconds):
     """Have the system's alarm raise TimeLimit in the main thread; gives the function that ends it."""
     rings = 0
 
-    def ring(*_):
+    def ring(_, frame):
         nonlocal rings
-        rings += 1
-        if rings == 3:  # a bare `except:` in a loop swallows it: the next ones come so fast that one hits outside
-            signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
-        raise TimeLimit
+        if runs_body(frame):
+            rings += 1
+            if rings == 3:  # a bare `except:` in a loop swallows it: ring so fast that one comes outside of its `try`
+                signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+            raise TimeLimit
 
     def stop():
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -137,19 +147,20 @@ def by_signal(seconds):
 
 def by_thread(seconds):
     """Have a second thread ask the interpreter for TimeLimit (Windows, or not the main thread); gives what ends it."""
-    me, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    me, over = threading.get_ident(), threading.Event()
     ask = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
     def watch():
         pause, rings = seconds, 0
         while not over.wait(pause):
-            ask(me, ctypes.py_object(TimeLimit))
+            if runs_body(sys._current_frames().get(me)):
+                ask(ctypes.c_ulong(me), ctypes.py_object(TimeLimit))
             pause, rings = (0.5 if rings < 2 else 0.003), rings + 1
 
     def stop():
         over.set()
         watcher.join()
-        ask(me, None)  # one that was asked for too late must not come later
+        ask(ctypes.c_ulong(me), None)  # one that was asked for too late must not come later
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
