@@ -81,12 +81,14 @@ def definition_of(fn):
         text = textwrap.dedent(inspect.getsource(fn)).rstrip()
         (statement,) = ast.parse(text).body
     except (OSError, TypeError, SyntaxError, ValueError):
-        raise CannotKeep(f"the source of {fn.__name__} cannot be found; write it with def, in a cell or file") from None
+        statement = None
     if isinstance(statement, ast.FunctionDef):
         return text, statement.name
     if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Lambda):
         return text, ast.unparse(statement.targets[0])
-    raise CannotKeep("it is a lambda without a name; write it with def")
+    if fn.__name__ == "<lambda>":
+        raise CannotKeep("it is a lambda without a name; write it with def")
+    raise CannotKeep(f"the source of {fn.__name__} cannot be found; write it with def, in a cell or a file")
 
 
 def names_in(text):
@@ -115,7 +117,7 @@ def line_for(name, value, fn):
     if hasattr(value, "minids_exercise"):
         return GIVEN.format(name=name, id=value.minids_exercise)
     if isinstance(value, types.ModuleType):
-        return f"import {value.__name__} as {name}"
+        return f"import {value.__name__}" + alias(value.__name__, name)
     if isinstance(value, torch.dtype | torch.device):
         return f"import torch\n{name} = torch.{repr(value).removeprefix('torch.')}"
     if (text := constant(value)) is not None:
@@ -123,8 +125,12 @@ def line_for(name, value, fn):
     if isinstance(value, type) and value.__module__ in (fn.__module__, "__main__"):
         raise CannotKeep(f"it uses the class {name} of the notebook; put what it needs into the function")
     if found := origin(value):
-        return f"from {found[0]} import {found[1]} as {name}"
+        return f"from {found[0]} import {found[1]}" + alias(found[1], name)
     raise CannotKeep(f"it uses the global {name} ({type(value).__name__}); pass it as an argument")
+
+
+def alias(name, wanted):
+    return "" if name == wanted else f" as {wanted}"
 
 
 def constant(value):
