@@ -14,11 +14,13 @@ pytest.importorskip("triton")
 if triton_env.mode() == "absent":
     pytest.skip("triton was imported without TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True)
 
-from minids import ModelConfig, layer_kernels, layers
+from minids import ModelConfig, Transformer, generate, layer_kernels, layers
 from minids.lab.meter import call
 from minids.mla import MLA, LatentCache, kernels
 
 DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
+on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU: the other tests of this file are interpreted")
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")
@@ -353,3 +355,27 @@ def test_what_the_layers_do_not_take():
         layer_kernels.silu_mul(x, x[0])
     with pytest.raises(ValueError, match="impl is 'cuda'; it must be one of auto, torch, triton"):
         layers.rms_norm(x, torch.zeros(8), 1e-6, impl="cuda")
+
+
+# On a GPU alone --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [16, 32, 64, 128])
+def test_published_sizes_on_a_gpu(H, dtype):
+    agree(3, 1, H, 5000, 512, 64, [5000, 4096, 77], None, dtype, scale=0.05)
+    agree(1, 2, H, 3000, 512, 64, [3000], 7, dtype, scale=0.05)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_a_model_on_a_gpu_writes_what_it_writes_by_torch(monkeypatch):
+    model = Transformer(ModelConfig.preset("tiny")).to(DEVICE).eval()
+    prompt, calls, decode = torch.randint(0, 2048, (2, 40)), [], kernels.decode
+    monkeypatch.setattr(kernels, "decode", lambda *args: calls.append(1) or decode(*args))
+    by_kernels = generate(model, prompt, 30)
+    assert len(calls) >= 29 * model.cfg.num_hidden_layers
+    monkeypatch.setattr(triton_env, "compiles", lambda: False)
+    assert torch.equal(by_kernels, generate(model, prompt, 30))

@@ -14,6 +14,7 @@ HOMES = {
     "load_text": "training",
     "machine": "",
     "meter": "meter",
+    "compiled": "",
     "explore": "explorer",
     "plots": "",
 }
