@@ -31,7 +31,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 # %% [markdown]
 # ## The problem: a small cache, and slower than before
 #
-# Multi-head Latent Attention (**MLA**, lesson 03) caches for each position one **latent**, a short vector, and one rope key. One matrix makes the keys and values of all heads from a latent. The obvious program does so when a new token arrives: it **expands** the whole cache into keys and values, then attends as ever.
+# Multi-head Latent Attention (**MLA**, lesson 03) caches for each position one **latent**, a short vector, and one rope key. One matrix makes the keys and values of all heads from a latent. The obvious program, "naive" below, does so when a new token arrives: it **expands** the whole cache into keys and values, then attends as ever.
 #
 # Is that faster than plain multi-head attention (**MHA**) with its larger cache? The next cells time ONE new token in ONE attention layer: MLA with the sizes of DeepSeek-V2-Lite, the smallest of its family, and MHA with as many heads (16) for vectors of the same width (2048). Weights are random; the time does not depend on them.
 #
@@ -79,7 +79,7 @@ for context in contexts:
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plots.figure(7, 3.2)
-for name, label in (("MHA", "MHA"), ("naive", "MLA, expanded")):
+for name, label in (("MHA", "MHA"), ("naive", "naive MLA")):
     axes.plot(contexts, [1e3 * rows[context][name] for context in contexts], label=label)
 axes.set(xlabel="positions in the cache", ylabel="ms for one token", ylim=(0, None))
 plots.label_lines(axes)
@@ -200,7 +200,7 @@ my_project_values = check(project_values)
 #
 # $$a_{t\,\cdot} = \mathrm{softmax}_s\big((\tilde q_t \cdot c_s + q^R_t \cdot k^R_s) \cdot \mathrm{scale}\big), \qquad o_t = W^{UV} \sum_s a_{ts}\, c_s$$
 #
-# for each head: V2 report, eq. 18, or V3 report (2412.19437), eq. 10, with the brackets moved. All heads look at the SAME row $[c_s, k^R_s]$: it is **MQA** (many queries, one key and value head, lesson 02) with a key of width $C+R$, whose first $C$ numbers are the value too.
+# for each head ($q^R$ is `q_rope`; V2 report, eq. 18, V3 report, 2412.19437, eq. 10, with the brackets moved). All heads look at the SAME row $[c_s, k^R_s]$: it is **MQA** (many query heads, one key and value head, lesson 02) with a key of width $C+R$, whose first $C$ numbers are the value too.
 #
 # | name | shape |
 # |---|---|
@@ -307,6 +307,8 @@ print("yours:", *yours[0, 16:28].tolist(), "…")
 # ## What did it bring?
 #
 # The first race again, with your functions in the layer as the third runner. Besides attention, yours and the naive layer do the same work. (Again 10 to 20 seconds.)
+#
+# What should you see? Yours beats the naive one by more, the longer the context. Whether and from where on it beats MHA depends on the machine: with few positions both mostly read their weights, with many MHA mostly reads its cache.
 
 # %% tags=["nbval-ignore-output"]
 for context in contexts:
@@ -402,16 +404,18 @@ for S in (64, 256, 1024, 4096, 65536):
 many = (1, 16, 64, 128, 256)
 measured = {}
 for S in (64, 256, 1024, 4096) if not fast() else (64, 256):
-    for T in (T for T in many if T <= S):
+    for T in many[: sum(T <= S for T in many)]:  # the new tokens are among the positions
         inputs = random_inputs(T, S)
         measured[S, T] = race(
             expanded=lambda inputs=inputs: reference.attend_expanded(*inputs),
             absorbed=lambda inputs=inputs: my_attend_absorbed(*inputs),
         )
-S = max(S for S, _ in measured)
-print(f"{S} positions:")
+longest = max(S for S, _ in measured)
+print(f"{longest} positions:")
 for T in many:
-    times = ", ".join(f"{form} {1e3 * seconds:7.2f} ms" for form, seconds in measured[S, T].items())
+    times = ", ".join(
+        f"{form} {1e3 * seconds:7.2f} ms" for form, seconds in measured[longest, T].items()
+    )
     print(f"{T:4d} new tokens: {times}")
 
 
@@ -437,12 +441,12 @@ def meeting(S):
 # %% tags=["nbval-ignore-output"]
 fig, (left, right) = plots.figure(9.5, 3.8, columns=2)
 grey = {"color": plots.INK, "linewidth": 0.9, "marker": ""}
-left.axvline(my_crossover(C, P, V, S), linestyle=":", label="_", **grey)
-if guess.guess:
+left.axvline(my_crossover(C, P, V, longest), linestyle=":", label="_", **grey)
+if guess.guess and guess.guess > 0:
     left.axvline(guess.guess, linestyle="-", label="_", **grey)
 for form in ("expanded", "absorbed"):
-    left.plot(many, [1e3 * measured[S, T][form] for T in many], label=form)
-left.set(title=f"ms, {S} positions", ylim=(0, None))
+    left.plot(many, [1e3 * measured[longest, T][form] for T in many], label=form)
+left.set(title=f"ms, {longest} positions", ylim=(0, None))
 right.axhline(1, linestyle="-", label="_", **grey)
 for length in sorted({length for length, _ in measured}):
     (line,) = right.plot(*ratios(length), label=f"S = {length}")
@@ -463,8 +467,8 @@ for length in sorted({length for length, _ in measured}):
     at, computed = meeting(length), my_crossover(C, P, V, length)
     clock = f"at {at:.0f}" if at else f"nowhere from 1 to {ratios(length)[0][-1]}"
     print(f"{length:5d} positions: by FLOPs at {computed:.0f} new tokens, by the clock {clock}")
-if meeting(S):
-    guess.compare(meeting(S))
+if meeting(longest):
+    guess.compare(meeting(longest))
 else:
     print("your guess: the two did not cross in this measurement")
 
@@ -477,8 +481,8 @@ else:
 here = machine.measure(torch.float32)
 print(f"{here.name}: one large product reaches {here.flops / 1e9:.0f} GFLOP/s")
 for T in (1, many[-1]):
-    for form, seconds in measured[S, T].items():
-        flops = my_flops(form, H, C, R, P, V, T, S)
+    for form, seconds in measured[longest, T].items():
+        flops = my_flops(form, H, C, R, P, V, T, longest)
         speed = flops / seconds
         print(f"{T:3d} new tokens, {form}: {flops / 1e9:6.2f} GFLOP", end="")
         print(f" at {speed / 1e9:4.0f} GFLOP/s, {speed / here.flops:.0%} of that")
@@ -491,7 +495,7 @@ machine.recorded("mla")
 #
 # | way | FLOPs | bytes |
 # |---|---|---|
-# | MHA | scores and sums | all keys and values, read once |
+# | MHA, its heads as wide as V3's | scores and sums | all keys and values, read once |
 # | MLA, expanded | your count | latents read; keys and values written and read again |
 # | MLA, absorbed | your count | latents read once, for all heads |
 #
@@ -539,7 +543,7 @@ for name, row in (("MHA", heads * (P + R + V)), ("MLA", C + R)):
 #
 # The expanded form has about as many FLOPs per byte as the absorbed one, so its dot would lie beside it. It runs as FAST, and takes far longer: a roofline shows speed, not whether the work is needed.
 #
-# MHA's time is fiction besides, for its cache fits into no machine: an H200 has 141 GB.
+# MHA's time is fiction besides, for its cache fits into no GPU: an H200 has 141 GB.
 
 # %% [markdown]
 # ## Explore: who wins where?
@@ -547,6 +551,8 @@ for name, row in (("MHA", heads * (P + R + V)), ("MLA", C + R)):
 # **Question:** one of the three sliders does not move the border at all. Which one, and why? And below which $C$ does the absorbed form win everywhere?
 #
 # The map shows the ratio of FLOPs for $S$ positions and $T$ new tokens ($T \le S$, so a corner is empty); the line is the border. It starts with V3's sizes. Move each slider to both of its ends.
+#
+# <details><summary>Answer</summary>H: both forms have as many heads, so it falls out of the ratio (C and the widths of keys and values do not). And where 2C is at most P+V, absorbed attention is no wider than the expanded one: nothing is left that could make it lose.</details>
 
 
 # %%
@@ -657,7 +663,7 @@ for name, cfg in (("deepseek-v3", v3), ("tiny", tiny)):
 #
 # Each begins with `import minids`.
 #
-# 1. A prompt of 4,096 tokens is read in pieces of $n$ tokens, each after what is cached. With `minids.mla.reference.decode_flops` add up all pieces for $n$ = 16, 64, 256, 1024 and 4096, each piece in its cheaper form. Which $n$ is cheapest, and what does that say about reading prompts in small pieces?
+# 1. A prompt of 4,096 tokens is read in pieces of $n$ tokens, each after what is cached. With `minids.mla.reference.decode_flops` and V3's sizes, add up all pieces for $n$ = 16, 64, 256, 1024 and 4096, each piece in its cheaper form. Which $n$ is cheapest, and what does that say about reading prompts in small pieces?
 # 2. Time `minids.mla.MLA` with the config `minids.ModelConfig.preset("small")` in `form="expanded"` and `form="absorbed"` for 1 to 512 new tokens. Compute its crossover first. Then take $C = 64$ (`kv_lora_rank=64`): what happens to the crossover, and does the clock agree?
 
 # %%
