@@ -29,7 +29,7 @@ PER_PROCESSOR = 4  # programs that work at once on a processor; each takes a sha
 # RMSNorm ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rms_norm_kernel(x, weight, y, r, rows, stride, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr):
     """y = x * r * weight with r = 1 / sqrt(mean(x^2) + eps), kept for the backward pass (1910.07467)."""
     d = tl.arange(0, BLOCK_D)
@@ -54,7 +54,7 @@ def rms_norm_forward(x, weight, eps):
     return y, r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rms_norm_backward_kernel(
     x, weight, r, dy, dx, dw, rows, stride, dy_stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -117,7 +117,7 @@ def rms_norm(x, weight, eps):
 # RoPE ------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H"])
 def rope_kernel(
     x, cos, sin, out, T, H, stride_b, stride_t, stride_h, SIGN: tl.constexpr, PAIRS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -183,7 +183,7 @@ def rope(x, cos, sin):
 # SwiGLU ----------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def silu_mul_kernel(
     gate, up, out, rows, gate_stride, up_stride, W, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr
 ):  # fmt: skip
@@ -196,7 +196,7 @@ def silu_mul_kernel(
     tl.store(out + row * W + w, (g * tl.sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def silu_mul_backward_kernel(
     gate, up, dy, dgate, dup, rows, gate_stride, up_stride, dy_stride, W,
     BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,

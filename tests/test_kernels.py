@@ -175,7 +175,7 @@ def test_how_many_splits():
     assert kernels.choose_splits(1, 128, 4096, 1) == 1  # one processor, as in the interpreter
     assert kernels.choose_splits(128, 128, 4096, 132) == 1  # 256 programs: 1.94 waves, and the second is full
     assert kernels.choose_splits(1, 16, 1, 132) == 1
-    for batch, rows, length in ((1, 128, 4096), (4, 16, 32768), (40, 128, 8192)):
+    for batch, rows, length in ((2, 128, 4096), (4, 16, 32768), (40, 128, 8192)):
         splits = kernels.choose_splits(batch, rows, length, 132)
         programs = batch * -(-rows // 64) * splits
         assert splits > 1 and programs / (132 * -(-programs // 132)) > 0.75, (batch, rows, length, splits)

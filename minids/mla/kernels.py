@@ -42,7 +42,7 @@ def add_product(a, b, acc):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "splits"])  # they change from token to token
 def decode_kernel(
     q, latents, lengths, out, lse, scale, rows, heads, S, stride_b, splits,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -171,18 +171,20 @@ def blocks(rows, dtype, arch):
 def choose_splits(batch, rows, length, processors):
     """Into how many parts to cut sequences of up to `length` positions so that all `processors` of a GPU have work.
 
-    The time counted is that of 64 rows (T*H): blocks of 64 positions that a processor walks one after the other, and
-    3 blocks' worth a part for what each part costs (its queries, its result, and reading that again to merge).
+    Counted in the time that a program takes for 64 positions. A part costs it as much again to begin, and to read its
+    queries, write its result in fp32 and read that to merge: at 64 rows (T*H) 4.6 times the bytes of 64 latents of
+    512+64. Estimated from bytes, not measured yet.
     """
     programs, walked = batch * triton.cdiv(rows, 64), triton.cdiv(length, 64)
+    extra = 1 + min(rows, 64) / 14
 
     def cost(splits):
-        return triton.cdiv(programs * splits, processors) * (triton.cdiv(walked, splits) + 3 * (splits > 1))
+        return triton.cdiv(programs * splits, processors) * (triton.cdiv(walked, splits) + extra * (splits > 1))
 
-    return min(range(1, min(walked, MOST_SPLITS) + 1), key=cost, default=1)
+    return min(range(1, min(walked // 2, MOST_SPLITS) + 1), key=cost, default=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "splits"])
 def merge_kernel(part, part_lse, out, lse, rows, splits, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
     """One row of out [B,rows,C] from its `splits` parts [B,splits,rows,C]; an empty part has -inf in part_lse."""
     batch, row = tl.program_id(1).to(tl.int64), tl.program_id(0)
