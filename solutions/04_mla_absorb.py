@@ -33,7 +33,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 #
 # Multi-head Latent Attention (**MLA**, lesson 03) caches for each position one **latent**, a short vector, and one rope key. One matrix makes the keys and values of all heads from a latent. The obvious program, "naive" below, does so when a new token arrives: it **expands** the whole cache into keys and values, then attends as ever.
 #
-# Is that faster than plain multi-head attention (**MHA**) with its larger cache? The next cells time ONE new token in ONE attention layer: MLA with the sizes of DeepSeek-V2-Lite, the smallest of its family, and MHA with as many heads (16) for vectors of the same width (2048). Weights are random; the time does not depend on them.
+# Is that faster than plain multi-head attention (**MHA**) with its larger cache? The next cells time ONE new token in ONE attention layer: MLA with the sizes of DeepSeek-V2-Lite, the smallest of its family, and MHA with as many heads (16) for vectors of the same width (2048). Weights are random: time does not depend on them.
 #
 # Machines drift, so times are taken in turns, A B A B …, and the median of each counts. The second cell takes 10 to 20 seconds.
 
