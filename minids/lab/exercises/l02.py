@@ -1,0 +1,457 @@
+"""Lesson 02: decoding against a cache of keys and values, heads that share them, and what the cache costs."""
+
+import math
+
+import torch
+
+from minids import accounting, layers
+from minids.config import ModelConfig
+from minids.lab.exercise import Exercise
+
+
+def attend(q, k, v, scale, seen=None, dim=-1, hidden=float("-inf")):
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
+    scores = scores if seen is None else scores.masked_fill(~seen, hidden)
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(dim), v)
+
+
+# 02.1 ------------------------------------------------------------------------------------------------------------
+
+
+def decode_attention(q, k, v, length, scale):
+    """The newest token's q [B,1,H,d] against the first `length` places of k and v [B,S,H,d]; gives [B,1,H,d]."""
+    return layers.causal_attention(q, k[:, :length], v[:, :length], scale)
+
+
+DECODE_ATTENTION = Exercise(
+    "02.1",
+    decode_attention,
+    minutes=5,
+    sizes=[
+        {"B": 1, "S": 16, "length": 8, "H": 8, "d": 8},
+        {"B": 3, "S": 13, "length": 7, "H": 3, "d": 6},
+        {"B": 2, "S": 32, "length": 24, "H": 8, "d": 16},
+        {"B": 1, "S": 9, "length": 9, "H": 2, "d": 10},
+        {"B": 2, "S": 5, "length": 1, "H": 3, "d": 4},
+    ],
+    hints=[
+        "Cut first: k[:, :length] is what the query may see, and it may see all of that. Which mask is left to apply?",
+        'None. torch.einsum("bthd,bshd->bhts", q, k[:, :length]) gives the scores; times scale, softmax over s, the '
+        "last dimension; a second einsum sums the values v[:, :length].",
+    ],
+)
+
+
+@DECODE_ATTENTION.inputs
+def _(r, B, S, length, H, d):
+    return r.normal(B, 1, H, d), r.normal(B, S, H, d), r.normal(B, S, H, d), length, 1.3 * d**-0.5
+
+
+@DECODE_ATTENTION.wrong(
+    "You attend to all S places: those from `length` on hold nothing of this text, only what memory held before."
+)
+def whole_room(q, k, v, length, scale):
+    return attend(q, k, v, scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "The causal mask of a single query has a single row, and tril leaves only position 0 of it. The newest token may "
+    "see all that is filled: it needs no mask."
+)
+def mask_of_one_row(q, k, v, length, scale):
+    k, v = k[:, :length], v[:, :length]
+    return attend(q, k, v, scale, torch.ones(1, length, dtype=torch.bool).tril())
+
+
+@DECODE_ATTENTION.wrong(
+    "The newest token is left out: `length` counts it too, so the places are 0 to length − 1, written k[:, :length]."
+)
+def without_the_newest(q, k, v, length, scale):
+    return attend(q, k[:, : length - 1], v[:, : length - 1], scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "The scores of the empty places are set to 0, a score like any other (e^0 = 1): cut them off, or make them -inf."
+)
+def emptied_with_zero(q, k, v, length, scale):
+    return attend(q, k, v, scale, torch.arange(k.shape[1]) < length, hidden=0.0)
+
+
+@DECODE_ATTENTION.wrong(
+    "The softmax runs over the queries, of which there is one, so every weight is 1: it must run over the keys."
+)
+def over_queries(q, k, v, length, scale):
+    return attend(q, k[:, :length], v[:, :length], scale, dim=-2)
+
+
+@DECODE_ATTENTION.wrong("The scale is missing: multiply the scores by it before the softmax.")
+def unscaled(q, k, v, length, scale):
+    return attend(q, k[:, :length], v[:, :length], 1.0)
+
+
+# 02.2 ------------------------------------------------------------------------------------------------------------
+
+
+def decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    """One token [B,1,H,d] after the `length` in the caches [B,S,H,d]; gives its attention and both caches with it."""
+    row = slice(length, length + 1)
+    q, k = (layers.apply_rope(t, cos[row], sin[row]) for t in (q, k))
+    cache = layers.Cache(k_cache.shape[0], k_cache.shape[1])
+    cache.tensors, cache.length = [k_cache.clone(), v_cache.clone()], length
+    return layers.causal_attention(q, *cache.append(k, v), scale), *cache.tensors
+
+
+DECODE_STEP = Exercise(
+    "02.2",
+    decode_step,
+    minutes=9,
+    sizes=[
+        {"B": 1, "S": 16, "length": 8, "H": 8, "d": 16},
+        {"B": 3, "S": 13, "length": 7, "H": 3, "d": 6},
+        {"B": 2, "S": 32, "length": 24, "H": 8, "d": 16},
+        {"B": 1, "S": 9, "length": 5, "H": 2, "d": 10},
+    ],
+    hints=[
+        "Four steps in this order: turn q and k by the angles of the token's position, copy the caches, write k and v "
+        "into the first free place, attend to what is filled now. Positions count from 0: which is the token's?",
+        "The token's position is `length`: layers.apply_rope(q, cos[length : length + 1], sin[length : length + 1]), "
+        "the same for k; k_cache = k_cache.clone(), then k_cache[:, length] = k[:, 0], and v without turning; at last "
+        "decode_attention with length + 1.",
+    ],
+)
+
+
+@DECODE_STEP.inputs
+def _(r, B, S, length, H, d):
+    angles = r.uniform(0.3, 3.0, S, d // 2)
+    token, caches = (r.normal(B, 1, H, d) for _ in range(3)), (r.normal(B, S, H, d) for _ in range(2))
+    return *token, *caches, length, angles.cos(), angles.sin(), 1.3 * d**-0.5
+
+
+def one_step(q, k, v, k_cache, v_cache, length, scale, place=None, seen=None):
+    """decode_step of q and k that are turned already or not, at another place, or seeing other positions."""
+    k_cache, v_cache, place = k_cache.clone(), v_cache.clone(), length if place is None else place
+    k_cache[:, place], v_cache[:, place] = k[:, 0], v[:, 0]
+    seen = length + 1 if seen is None else seen
+    return attend(q, k_cache[:, :seen], v_cache[:, :seen], scale), k_cache, v_cache
+
+
+def turned(cos, sin, row, *tensors):
+    return [layers.apply_rope(t, cos[row : row + 1], sin[row : row + 1]) for t in tensors]
+
+
+@DECODE_STEP.wrong(
+    "The position starts at 0 again for every token: the newest stands at position `length`, so take that row of cos "
+    "and sin."
+)
+def position_restarts(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, 0, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong(
+    "The angles are one position late: `length` tokens stand at positions 0 to length − 1, the next one at `length`."
+)
+def row_too_late(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length + 1, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong(
+    "The angles are one position early: position length − 1 is taken by the last token in the cache; the new one's is "
+    "`length`."
+)
+def row_too_early(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length - 1, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The key goes into the cache without being turned: RoPE turns q AND k, each once, before caching.")
+def key_not_turned(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    (q,) = turned(cos, sin, length, q)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The query is not turned: RoPE turns q and k by the same angles, those of the token's position.")
+def query_not_turned(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    (k,) = turned(cos, sin, length, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The value is turned as well: RoPE is for queries and keys, values stay as they are.")
+def value_turned(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k, v = turned(cos, sin, length, q, k, v)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong(
+    "All keys are turned again: those in the cache were turned when they came in. Turn the new one alone, and write it."
+)
+def cache_turned_again(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    (q,) = turned(cos, sin, length, q)
+    _, k_cache, v_cache = one_step(q, k, v, k_cache, v_cache, length, scale)
+    filled = layers.apply_rope(k_cache[:, : length + 1], cos[: length + 1], sin[: length + 1])
+    k_cache = torch.cat([filled, k_cache[:, length + 1 :]], 1)
+    return attend(q, filled, v_cache[:, : length + 1], scale), k_cache, v_cache
+
+
+@DECODE_STEP.wrong(
+    "The new key and value overwrite those of position 0: the first free place is `length`, where one writes on."
+)
+def overwritten(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, place=0)
+
+
+@DECODE_STEP.wrong(
+    "The new key and value overwrite the last token's: places 0 to length − 1 are taken, the first free one is `length`."
+)
+def last_overwritten(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, place=length - 1, seen=length)
+
+
+@DECODE_STEP.wrong(
+    "The new token does not see itself: after writing, length + 1 places are filled, and it may attend to all of them."
+)
+def not_itself(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, seen=length)
+
+
+@DECODE_STEP.wrong(
+    "The caches come back with length + 1 places instead of S: write into a copy of the room, so that more tokens fit."
+)
+def room_lost(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    k, v = torch.cat([k_cache[:, :length], k], 1), torch.cat([v_cache[:, :length], v], 1)
+    return attend(q, k, v, scale), k, v
+
+
+# 02.3 ------------------------------------------------------------------------------------------------------------
+
+
+def grouped_attention(q, k, v, scale):
+    """One query a head, q [B,1,H,d], against k, v [B,S,G,d]; head h uses K/V head h // (H/G); gives [B,1,H,d]."""
+    return layers.causal_attention(q, k, v, scale)
+
+
+GROUPED_ATTENTION = Exercise(
+    "02.3",
+    grouped_attention,
+    minutes=8,
+    sizes=[
+        {"B": 1, "S": 8, "H": 16, "G": 8, "d": 8},
+        {"B": 3, "S": 7, "H": 6, "G": 2, "d": 6},
+        {"B": 2, "S": 16, "H": 32, "G": 8, "d": 16},
+        {"B": 1, "S": 11, "H": 4, "G": 1, "d": 10},
+        {"B": 2, "S": 5, "H": 9, "G": 3, "d": 4},
+    ],
+    hints=[
+        "Neighbouring query heads share: with H = 6 and G = 2, heads 0, 1, 2 use K/V head 0, and 3, 4, 5 use 1. Which "
+        "view of q puts those three side by side?",
+        "q.reshape(B, G, H // G, d) lists each group's queries (T is 1). Then torch.einsum("
+        '"bgnd,bsgd->bgns", q, k) needs no copy of k; softmax over s; "bgns,bsgd->bgnd" sums the values; reshape to '
+        "[B, 1, H, d] at the end.",
+    ],
+)
+
+
+@GROUPED_ATTENTION.inputs
+def _(r, B, S, H, G, d):
+    return r.normal(B, 1, H, d), r.normal(B, S, G, d), r.normal(B, S, G, d), 1.3 * d**-0.5
+
+
+@GROUPED_ATTENTION.wrong(
+    "Head h uses K/V head h % G, as repeat lays them out: 0, 1, 0, 1, … It must be h // (H/G): neighbours share, "
+    "0, 0, 1, 1, …, as repeat_interleave does."
+)
+def interleaved(q, k, v, scale):
+    n = q.shape[2] // k.shape[2]
+    return attend(q, k.repeat(1, 1, n, 1), v.repeat(1, 1, n, 1), scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "Keys are shared by neighbours, values by every G-th head: both must be laid out in the same way, h // (H/G)."
+)
+def values_interleaved(q, k, v, scale):
+    n = q.shape[2] // k.shape[2]
+    return attend(q, k.repeat_interleave(n, 2), v.repeat(1, 1, n, 1), scale)
+
+
+@GROUPED_ATTENTION.wrong("All heads use K/V head 0: that is MQA whatever G is. Head h belongs to group h // (H/G).")
+def first_head_only(q, k, v, scale):
+    H = q.shape[2]
+    return attend(q, k[:, :, :1].expand(-1, -1, H, -1), v[:, :, :1].expand(-1, -1, H, -1), scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The queries of a group are averaged, so its heads all give the same: they share keys and values, but each asks "
+    "its own question."
+)
+def mean_query(q, k, v, scale):
+    G, n = k.shape[2], q.shape[2] // k.shape[2]
+    q = q.unflatten(2, (G, n)).mean(3).repeat_interleave(n, 2)
+    return attend(q, k.repeat_interleave(n, 2), v.repeat_interleave(n, 2), scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The keys and values of all groups are averaged into one: each group keeps its own, and only its heads use them."
+)
+def mean_of_groups(q, k, v, scale):
+    H = q.shape[2]
+    return attend(q, *(t.mean(2, keepdim=True).expand(-1, -1, H, -1) for t in (k, v)), scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The heads come out in another order, [H/G, G] instead of [G, H/G]: o_proj expects head h in place h."
+)
+def order_lost(q, k, v, scale):
+    G, n = k.shape[2], q.shape[2] // k.shape[2]
+    o = attend(q, k.repeat_interleave(n, 2), v.repeat_interleave(n, 2), scale)
+    return o.unflatten(2, (G, n)).transpose(2, 3).flatten(2, 3)
+
+
+@GROUPED_ATTENTION.wrong("The scale is missing: multiply the scores by it before the softmax.")
+def grouped_unscaled(q, k, v, scale):
+    n = q.shape[2] // k.shape[2]
+    return attend(q, k.repeat_interleave(n, 2), v.repeat_interleave(n, 2), 1.0)
+
+
+# 02.4 ------------------------------------------------------------------------------------------------------------
+
+KV_BYTES = Exercise(
+    "02.4",
+    accounting.kv_bytes_per_token,
+    minutes=3,
+    sizes=[
+        {"L": 8, "H": 16, "G": 8, "d": 64, "dtype": torch.bfloat16},
+        {"L": 5, "H": 12, "G": 3, "d": 50, "dtype": torch.float32},
+        {"L": 61, "H": 9, "G": 9, "d": 0, "dtype": torch.float16},
+        {"L": 32, "H": 32, "G": 8, "d": 128, "dtype": torch.float8_e4m3fn},
+        {"L": 3, "H": 4, "G": 1, "d": 18, "dtype": torch.bfloat16},
+    ],
+    hints=[
+        "What does one layer keep of one token? A vector for each of … heads, and of which two kinds?",
+        "Numbers: layers × 2 (keys and values) × kv_heads × attention_head_dim; each takes dtype.itemsize bytes.",
+    ],
+)
+
+
+@KV_BYTES.inputs
+def _(r, L, H, G, d, dtype):
+    names = {"num_hidden_layers": L, "num_attention_heads": H, "num_key_value_heads": G, "head_dim": d}
+    return ModelConfig(attention="gqa", hidden_size=36 * H, **names), dtype
+
+
+def numbers(cfg, heads=None):
+    return cfg.num_hidden_layers * (heads or cfg.kv_heads) * cfg.attention_head_dim
+
+
+@KV_BYTES.wrong("You count keys or values, not both: the cache keeps a key AND a value, a factor of 2.")
+def only_keys(cfg, dtype):
+    return numbers(cfg) * dtype.itemsize
+
+
+@KV_BYTES.wrong(
+    "You count the query heads: queries are not kept. What is kept has kv_heads heads, and that is the point of GQA."
+)
+def query_heads(cfg, dtype):
+    return 2 * numbers(cfg, cfg.num_attention_heads) * dtype.itemsize
+
+
+@KV_BYTES.wrong("That is in bits: dtype.itemsize is in bytes already, there is nothing to multiply by 8.")
+def bits(cfg, dtype):
+    return 8 * 2 * numbers(cfg) * dtype.itemsize
+
+
+@KV_BYTES.wrong("That is how many NUMBERS are kept: each takes dtype.itemsize bytes.")
+def elements(cfg, dtype):
+    return 2 * numbers(cfg)
+
+
+@KV_BYTES.wrong("That is a single layer's: every layer keeps keys and values of its own.")
+def one_layer(cfg, dtype):
+    return 2 * cfg.kv_heads * cfg.attention_head_dim * dtype.itemsize
+
+
+@KV_BYTES.wrong(
+    "You take hidden_size for the width of all keys: they have kv_heads · attention_head_dim columns, a number of "
+    "their own."
+)
+def hidden_width(cfg, dtype):
+    return 2 * cfg.num_hidden_layers * cfg.hidden_size * dtype.itemsize
+
+
+@KV_BYTES.wrong(
+    "head_dim is 0 in a config that leaves it to be computed: attention_head_dim is the width of a head in any case."
+)
+def raw_head_dim(cfg, dtype):
+    return 2 * cfg.num_hidden_layers * cfg.kv_heads * cfg.head_dim * dtype.itemsize
+
+
+# 02.5 ------------------------------------------------------------------------------------------------------------
+
+
+def users_that_fit(memory, weights, bytes_per_token, context):
+    """How many users with `context` tokens each fit into `memory` beside `weights` (both bytes); whole, 0 or more."""
+    return max(0, int((memory - weights) // (bytes_per_token * context)))
+
+
+USERS = Exercise(
+    "02.5",
+    users_that_fit,
+    minutes=3,
+    sizes=[
+        {"GB": 80, "weights": 16, "kB": 512, "context": 4096},
+        {"GB": 141, "weights": 70, "kB": 70, "context": 1000},
+        {"GB": 24, "weights": 40, "kB": 128, "context": 2048},
+        {"GB": 97, "weights": 33, "kB": 1000, "context": 8000},
+        {"GB": 81, "weights": 7, "kB": 327, "context": 32768},
+    ],
+    hints=[
+        "What is left for the caches once the weights are in? And how much of it does one user take?",
+        "(memory − weights) divided by bytes_per_token · context, rounded down with //, and max(0, …) for weights that "
+        "do not fit at all.",
+    ],
+)
+
+
+@USERS.inputs
+def _(r, GB, weights, kB, context):
+    return GB * 10**9, weights * 10**9, kB * 10**3, context
+
+
+@USERS.wrong("You round up: the last user's cache does not fit as a whole. Round down.")
+def rounded_up(memory, weights, bytes_per_token, context):
+    return max(0, math.ceil((memory - weights) / (bytes_per_token * context)))
+
+
+@USERS.wrong("You round to the nearest number, which can be up: a cache that fits by half does not fit. Round down.")
+def rounded(memory, weights, bytes_per_token, context):
+    return max(0, round((memory - weights) / (bytes_per_token * context)))
+
+
+@USERS.wrong("That is a fraction of a user: give a whole number, rounded down (//).")
+def a_fraction(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights) / (bytes_per_token * context))
+
+
+@USERS.wrong("The weights are forgotten: they lie in the same memory, and are subtracted first.")
+def no_weights(memory, weights, bytes_per_token, context):
+    return memory // (bytes_per_token * context)
+
+
+@USERS.wrong("The weights are counted once for each user: all users share one copy, subtracted once.")
+def weights_each(memory, weights, bytes_per_token, context):
+    return memory // (weights + bytes_per_token * context)
+
+
+@USERS.wrong("That is how many TOKENS fit: each user has `context` of them.")
+def tokens_not_users(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights) // bytes_per_token)
+
+
+@USERS.wrong("Where the weights do not fit there are 0 users, not fewer than none: max(0, …).")
+def fewer_than_none(memory, weights, bytes_per_token, context):
+    return (memory - weights) // (bytes_per_token * context)
