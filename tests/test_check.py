@@ -337,6 +337,14 @@ def forever_catching_all(*_):
             pass
 
 
+def forever_asleep(*_):
+    while True:
+        try:  # noqa: SIM105
+            time.sleep(0.01)
+        except:  # noqa: E722
+            pass
+
+
 def forever_printing(*_):
     while True:
         print("again" * 100)
@@ -364,6 +372,19 @@ class Endless(torch.autograd.Function):
     def backward(ctx, grad):
         while True:
             time.sleep(0.001)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="without alarms a bare except: swallows what stops it")
+def test_a_bare_except_around_a_long_call_is_stopped(quick, said):
+    rejected(forever_asleep, said, "One call took more than 0.2 seconds")
+
+
+def test_an_alarm_outside_of_the_call_does_nothing():
+    stop = sandbox.by_signal(100)
+    try:
+        signal.raise_signal(signal.SIGALRM)
+    finally:
+        stop()
 
 
 def test_a_backward_pass_that_never_returns_is_stopped(quick, said):
@@ -484,7 +505,7 @@ def test_the_state_of_the_notebook_is_put_back(said):
 
 
 def test_the_state_of_the_notebook_does_not_matter(notebook, said):
-    fn = notebook.cell(RMS_NORM)
+    fn = notebook.cell(RMS_NORM.replace("* weight", "* weight * torch.ones(len(weight))"))
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
