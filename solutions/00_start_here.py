@@ -1,13 +1,13 @@
 # ---
 # title: Start here
 # promise: You learn how exercises, hints and predictions work, measure what this machine can do, and get the one question that every later lesson asks.
-# minutes: 25
+# minutes: 35
 # difficulty: 1
 # needs: [torch]
 # objectives:
 #   - see which machine this is, and what of the course it can run
 #   - count the FLOPs and the bytes of a piece of work
-#   - say by the roofline how long it takes at least, and check that against the clock
+#   - estimate its least possible time with the roofline, and hold that against the clock
 #   - tell where the roofline is wrong
 # ---
 
@@ -18,7 +18,7 @@ import torch
 
 import minids
 from minids import accounting, triton_env
-from minids.lab import check, explore, hint, machine, plots, predict, status
+from minids.lab import check, example, explore, hint, machine, plots, predict, status
 
 _ = torch.manual_seed(0)
 
@@ -68,19 +68,20 @@ best = max(here.values(), key=lambda m: m.flops)
 print(f"{best.name}; its best format is {best.dtype}")
 
 # %% [markdown]
-# The best product's FLOP/s are this machine's **peak**. Peak divided by bandwidth is its **ridge**: how many FLOPs it could do in the time in which one byte moves.
+# For each format, the large product's FLOP/s stand for this machine's **peak**. (A smaller product above may have been faster: its numbers fit into a small fast memory, or other programs disturbed the large one.) Peak divided by bandwidth is the **ridge**: how many FLOPs it could do in the time in which one byte moves.
 #
 # - Work with fewer FLOPs per byte than the ridge waits for memory: it is **memory-bound**.
 # - Work with more waits for arithmetic: it is **compute-bound**.
 #
 # From here on every lesson asks: *which side of the ridge?*
-#
+
+# %% [markdown]
 # ## Your prediction
 #
 # An H200 is a data-centre GPU. Compared with your machine, how many times faster is it at a product of two 4096 × 4096 matrices? And at adding two long vectors? (It multiplies in bfloat16, your machine in its faster format.) Write two numbers in place of `None`. Nobody marks them; further down you see how far off they were. A guess made before the answer is the cheapest way to notice what you did not know.
 
 # %%
-my_product = None  # a number of your own, such as 50
+my_product = None  # your guess: a number
 my_addition = None
 product_guess = predict("How many times faster is an H200 at the product?", my_product, "times")
 addition_guess = predict("How many times faster is an H200 at the addition?", my_addition, "times")
@@ -88,32 +89,30 @@ addition_guess = predict("How many times faster is an H200 at the addition?", my
 # %% [markdown]
 # ## How an exercise works
 #
-# An exercise is a function whose body says `raise NotImplementedError`. You write over that line, run the cell, and run the `check` below it. The check tries your function on several inputs and compares it with a **reference**, the same function in the package `minids`. If it is right, your function is used from there on; if not, the reference is, so **you can go on either way**.
+# An exercise is a function whose body says `raise NotImplementedError`. You write over that line, run the cell, and run the `check` below it. The check tries your function on several inputs and compares it with a **reference**, the same function in the package `minids`.
 #
-# The next cell shows a check, on an answer that is wrong on purpose. It belongs to exercise 1: FLOPs per byte.
+# A check also **gives back** a function. After `my_intensity = check(arithmetic_intensity)` the name `my_intensity` stands for your function if it is right, else for the reference. Later cells call `my_intensity`, so **you can go on either way**.
+#
+# The next cell shows a check, on an answer that is wrong on purpose. It belongs to exercise 1: FLOPs per byte. (`example` says what `check` says, and keeps nothing.)
+
 
 # %%
-from IPython.utils.capture import capture_output
-
-
 def demonstration(flops, nbytes):
     """FLOPs per byte? No: bytes per FLOP."""
     return nbytes / flops
 
 
-# Your own checks are one line, as in exercise 1. This one is captured, to print "example" before
-# its verdict: a line that BEGINS with an exercise's number is about your own answer (the course's
-# tests read such lines too).
-with capture_output() as shown:
-    check(demonstration, "00.1")
-print("example →", shown.stdout.strip())
-for details in shown.outputs:
-    details.display()
+example(demonstration, "00.1")
 
 # %% [markdown]
-# Four things to see: the verdict, the first input on which the answer fails, what came and what was expected, and the likely mistake in one sentence. That last line is there when the check knows the mistake.
+# From top to bottom:
 #
-# If you are stuck, `hint("arithmetic_intensity")` gives a nudge; called again it gives the idea, and the third time a solution. Taking one costs nothing. Here is the nudge:
+# - the verdict, and the first input on which the answer fails;
+# - what came and what was expected. The **error** is their difference as a share of what was expected (`8.6e-01` is 0.86, so 86%); next to it stands how much is allowed, because computers round;
+# - how many of the inputs fail: with another mistake it might be one of four;
+# - the likely mistake in one sentence, where the check knows it.
+#
+# If you are stuck, `hint("arithmetic_intensity")` gives a nudge; called again it gives the idea, and the third time a solution. Taking one costs nothing. With a number it gives that one, and counts nothing: here the nudge, number 1.
 
 # %%
 hint("arithmetic_intensity", 1)
@@ -176,12 +175,12 @@ print("memory-bound" if intensity < ridge else "compute-bound", "on this machine
 # |---|---|
 # | $A$, $B$, $C$ | `[M, K]`, `[K, N]`, `[M, N]` |
 # | `itemsize` | bytes of one number: 4 in float32, 2 in bfloat16 |
-# | result | a pair (FLOPs, bytes) |
+# | result | (FLOPs, bytes), a tuple of two numbers |
 
 
 # %%
 def matmul_cost(M, N, K, itemsize):
-    """The pair (FLOPs, bytes) of [M, K] @ [K, N], each number of itemsize bytes moved once."""
+    """The tuple (FLOPs, bytes) of [M, K] @ [K, N], each number of itemsize bytes moved once."""
     # BEGIN SOLUTION
     flops = 2 * M * N * K
     nbytes = itemsize * (M * K + K * N + M * N)
@@ -264,16 +263,17 @@ my_scale_rows = check(scale_rows)
 # %% [markdown]
 # ## Your formulas against the clock
 #
-# Four pieces of work in float32. Your functions say how long each takes at least on this machine, then the clock says how long it takes.
+# Five pieces of work in float32: products of so many rows with a square matrix, and your `scale_rows`. Your functions say how long each takes at least on this machine, then the clock says how long it takes. The last line is the place of the same measurement on an H200; where nobody has recorded one yet, it says so.
 
 # %% tags=["nbval-ignore-output"]
 a, b = torch.randn(2, largest, largest, device=device)
-rows, matrix = torch.randn(8, 4096, device=device), torch.randn(4096, 4096, device=device)
+rows, matrix = torch.randn(16, 4096, device=device), torch.randn(4096, 4096, device=device)
 x, scale = torch.randn(8, 1024, 2048, device=device), torch.randn(8, 1024, device=device)
 scaling = (x.numel(), 4 * (2 * x.numel() + scale.numel()))  # FLOPs; bytes read and written
 work = {
     f"{largest} rows": (lambda: a @ b, *my_matmul_cost(largest, largest, largest, 4)),
-    "8 rows": (lambda: rows @ matrix, *my_matmul_cost(8, 4096, 4096, 4)),
+    "16 rows": (lambda: rows @ matrix, *my_matmul_cost(16, 4096, 4096, 4)),
+    "8 rows": (lambda: rows[:8] @ matrix, *my_matmul_cost(8, 4096, 4096, 4)),
     "1 row": (lambda: rows[:1] @ matrix, *my_matmul_cost(1, 4096, 4096, 4)),
     "scale_rows": (lambda: my_scale_rows(x, scale), *scaling),
 }
@@ -288,7 +288,7 @@ for name, (run, flops, nbytes) in work.items():
 machine.recorded("roofline")
 
 # %% [markdown]
-# The first three are products of so many rows with a square matrix. `minids.accounting` has a table of GPUs with their published peaks; the next cell enters your machine beside them, so that everything in the package that takes a GPU's name takes yours too. Dots are what you just measured.
+# `minids.accounting` has a table of GPUs with their published peaks; the next cell enters your machine beside them, so that everything in the package that takes a GPU's name takes yours too. Dots are what you just measured; where a slope meets its roof, the ridge is written.
 
 # %% tags=["nbval-ignore-output"]
 peaks = {dtype: measured.flops for dtype, measured in here.items()}
@@ -297,11 +297,25 @@ accounting.GPUS["this machine"] = mine
 fig, axes = plots.figure(7.5, 4.2)
 plots.roofline(axes, ["this machine", "H200"], points, torch.float32)
 axes.set_ylim(bottom=axes.get_ylim()[0] / 3)  # room for the names below the dots
-plots.show(fig, "Rooflines in float32: this machine's with four measured dots, and the H200's.")
+plots.show(fig, "Rooflines in float32: this machine's with five measured dots, and the H200's.")
 print(f"H200: {accounting.GPUS['H200'].source}")
 
 # %% [markdown]
-# A dot is a measurement, a roof is a promise. A dot under the roof tells that something else took time: `scale_rows` must also ask for the memory of its result. A dot above the slope can happen too: the bandwidth comes from a copy, and before a processor writes, it often fetches what it overwrites, which nobody counted. Work that only reads is then up to 1.5 times as fast (two transfers where the copy has three).
+# NVIDIA's figures for bfloat16 are for **sparse** matrices, in which two of every four numbers are zero and are skipped; the table has half of them, which is the speed with ordinary matrices.
+#
+# A dot is a measurement, a roof is a promise. A dot far under the roof tells that something else took time.
+#
+# - `8 rows`, where it takes far longer than 1 row, and hardly less than 16 rows: the library has no good routine for few rows. Most likely it first copies the matrix into another order, which costs the same for 8 rows as for 16. (For a single row it has a routine of its own.)
+# - `scale_rows` must also ask for the memory of its result. Where that is there already, it takes:
+
+# %% tags=["nbval-ignore-output"]
+out = torch.empty_like(x)
+given = machine.median_seconds(lambda: torch.mul(x, scale[..., None], out=out), rounds=9)
+_, _, fresh = points["scale_rows"]
+print(f"scale_rows: {fresh * 1e3:.2f} ms; into memory that is there: {given * 1e3:.2f} ms")
+
+# %% [markdown]
+# A dot above the slope can happen too. The bandwidth comes from a copy, and before a processor writes, it often fetches what it overwrites, which nobody counted. Work that only reads is then up to 1.5 times as fast (two transfers where the copy has three).
 #
 # ## Your prediction, compared
 #
@@ -324,8 +338,8 @@ for what, ours, theirs in (
 ):
     print(f"{what}: {ours * 1e3:.2f} ms here (measured),", end=" ")
     print(f"{theirs * 1e3:.3f} ms on an H200 (arithmetic): {ours / theirs:,.0f} times")
-product_guess.compare(product / product_there)
-addition_guess.compare(addition / addition_there)
+product_guess.compare(product / product_there, how="here it comes to")
+addition_guess.compare(addition / addition_there, how="here it comes to")
 
 # %% [markdown]
 # Unless your machine has the same ridge as an H200, these are two different factors for the same two machines. "How much faster is a GPU?" has no answer until you say at what: on one side of the ridge the ratio of the peaks counts, on the other that of the bandwidths.
@@ -351,16 +365,37 @@ def draw(figure, rows, n, format):
         roof = [i / my_time(i, 1, *speeds) for i in everywhere]  # for i FLOPs and one byte
         axes.plot(everywhere, roof, label=name, marker="", color=color, ls=dash)
         axes.plot([at], [flops / my_time(flops, nbytes, *speeds)], marker="o", ms=9, color=color)
+        plots.mark_ridge(axes, speeds[0] / speeds[1], speeds[0])
     plots.label_lines(axes)
 
 
-sizes = {"rows": [1, 8, 32, 128, 256, 512, 2048], "n": [4096, 8192]}
+sizes = {"rows": [1, 8, 32, 64, 96, 128, 160, 192, 224, 256, 512, 2048], "n": [4096, 8192]}
 alt = "The roofs of three machines, and on each the same product as a dot"
 ridges = explore(draw, alt, (7.5, 4.4), **sizes, format=[*formats])
 ridges
 
 # %% [markdown]
-# <details><summary>The answer</summary>In bfloat16 each number of the matrix has 2 bytes and is used for 2 FLOPs in each row, so there are nearly as many FLOPs per byte as rows: a few more rows than the ridge's figure are enough. In float32 it takes twice as many rows to have as many FLOPs per byte, but there the ridges are lower.</details>
+# Your functions give the answer to the row, here for every GPU of the table (and $n = 4096$):
+
+
+# %% tags=["nbval-ignore-output"]
+def fewest_rows(gpu, dtype, n=4096):
+    """The fewest rows for which [rows, n] @ [n, n] is compute-bound."""
+    ridge, rows = accounting.ridge(gpu, dtype), 1
+    while my_intensity(*my_matmul_cost(rows, n, n, dtype.itemsize)) < ridge:
+        rows += 1
+    return rows
+
+
+for name, gpu in accounting.GPUS.items():
+    print(f"{name:15s} {gpu.bandwidth / 1e9:4.0f} GB/s", end="")
+    for label, dtype in formats.items():
+        at, enough = accounting.ridge(name, dtype), fewest_rows(name, dtype)
+        print(f"   {label}: ridge {at:5.1f}, {enough:3d} rows", end="")
+    print()
+
+# %% [markdown]
+# <details><summary>Why these numbers?</summary>In bfloat16 each number of the matrix has 2 bytes and is used for 2 FLOPs in each row, so there are nearly as many FLOPs per byte as rows: 230 rows for the H200's ridge of 206 (a few more than 206, because the rows move too). In float32 each number has 4 bytes, so it takes twice as many rows to have as many FLOPs per byte. On the RTX 4060 the ridge is half as high as well, and it stays at 121 rows. The H200 has units for products in bfloat16 (tensor cores) and is 15 times slower without them: its ridge falls to 14, and 29 rows are enough.</details>
 #
 # ## When does it NOT pay to look at the roofline?
 #
@@ -377,7 +412,7 @@ print("more than twice the roofline's time at:", ", ".join(slow) or "none of the
 # %% [markdown]
 # ## In the real DeepSeek
 #
-# DeepSeek-V3 was trained on H800 GPUs (an H100 with slower links between the GPUs). While it writes an answer, token by token (a **token** is a piece of a word), its weights are read from memory at each step. Its report (2412.19437, section 3.4.2) says that one expert then sees "usually within 256 tokens", and that memory access is the bottleneck. An **expert** is one of 256 small feed-forward networks in a layer (lesson 07); its matrices have 7168 × 2048 numbers of one byte, in the format **FP8** (lesson 10).
+# DeepSeek-V3 was trained on H800 GPUs (an H100 with slower links between the GPUs). While it writes an answer, token by token (a **token** is a piece of a word), its weights are read from memory at each step. Its report (arXiv 2412.19437, section 3.4.2) says that one expert then sees "usually within 256 tokens", and that memory access is the bottleneck. An **expert** is one of 256 small feed-forward networks in a layer (lesson 07); its matrices have 7168 × 2048 numbers of one byte, in the format **FP8** (lesson 10).
 #
 # Your functions can check that sentence:
 
@@ -387,20 +422,24 @@ for name, dtype in (("bfloat16", torch.bfloat16), ("FP8", fp8)):
     print(f"ridge of an H800 in {name}: {accounting.ridge('H800', dtype):.0f} FLOP per byte")
 for tokens in (1, 32, 256, 1024):
     cost = my_matmul_cost(tokens, V3.moe_intermediate_size, V3.hidden_size, fp8.itemsize)
-    print(f"an expert's matrix, {tokens:4d} tokens: {my_intensity(*cost):6.1f} FLOP per byte")
+    print(f"tokens that an expert sees: {tokens:4d} → {my_intensity(*cost):6.1f} FLOP per byte")
 
 # %% [markdown]
-# They also show why its attention, MLA (lesson 03), is built as it is. Attention works in 128 parts side by side, its **heads**. In plain attention each number that is read serves one head, for one multiplication and one addition. In MLA, in the form in which it decodes (lesson 04), all heads share what is read.
+# 256 tokens are below the ridge in FP8, 1024 are above it: the sentence holds.
+#
+# The same count tells why its **attention**, MLA (lessons 03 and 04), is built as it is. Attention looks back: for each token that it writes, the model reads what it kept of every earlier one. In plain attention each number that is read is used once, for a multiplication and an addition. MLA keeps 576 numbers of a token, and all its 128 **heads**, parts that look back side by side, use them.
 
 # %%
-width, latent, heads = V3.v_head_dim, V3.kv_lora_rank, V3.num_attention_heads
-plain = my_intensity(2 * 2 * width, 2 * 2 * width)  # a key and a value, 2 bytes a number
-shared = latent + V3.qk_rope_head_dim  # the numbers that MLA keeps of a token, for all heads
-mla = my_intensity(2 * heads * (shared + latent), 2 * shared)
-print(f"attention to one earlier token, bfloat16: plain {plain:.0f}, MLA {mla:.0f} FLOP per byte")
+kept = V3.kv_lora_rank + V3.qk_rope_head_dim  # numbers that MLA keeps of a token: 512 + 64
+uses = V3.num_attention_heads * (kept + V3.kv_lora_rank)  # each head: all 576, then 512 again
+for name, numbers, used in (("plain attention", 1, 1), ("MLA", kept, uses)):
+    at = my_intensity(2 * used, 2 * numbers)  # 2 FLOPs for each use; 2 bytes a number (bfloat16)
+    print(f"{name}: {at:.0f} FLOP per byte")
 
 # %% [markdown]
-# 256 tokens are below the ridge in FP8, 1024 are above it: the sentence holds. Plain attention is far down the slope on every GPU of the table, MLA nearly reaches the ridge: it reads less, and does more with it. Later models went on with reading less: V3.2, by its report, attends to 2048 selected tokens instead of all. That is described there, not measured here.
+# Plain attention is far down the slope on every GPU of the table above. MLA's 242 FLOP per byte nearly reach the ridge of the H800 (295), on which V3 was trained, and are above that of the H200 (206): it reads less, and does more with it.
+#
+# Later models went on with reading less: V3.2, by its report (arXiv 2512.02556), attends to 2048 selected tokens instead of all. That is described there, not measured here.
 
 # %% [markdown]
 # ## To remember
@@ -434,8 +473,10 @@ print(f"attention to one earlier token, bfloat16: plain {plain:.0f}, MLA {mla:.0
 #
 # Each begins with `import minids`.
 #
-# 1. `minids.accounting.GPUS` lists GPUs. For each: `minids.accounting.ridge(name)`. Which needs the fewest rows in one product before it is busy? Which GPU would you buy for writing one answer at a time, and why is the peak not the reason?
+# 1. One row times a matrix of 8192 × 8192 in bfloat16: how long does each GPU of `minids.accounting.GPUS` take at least? `minids.accounting.roofline_seconds(flops, nbytes, name)` is your exercise 3 with a GPU's name. Which GPU would you buy for writing one answer at a time, and why is the peak not the reason?
+#    <details><summary>Compare</summary>134,217,728 FLOPs and 134,250,496 bytes. H200: 28 µs; H100 and H800: 40 µs; A100: 66 µs; RTX 4090: 133 µs; RTX 4060 Laptop: 524 µs. One FLOP per byte is far below every ridge, so only bandwidth counts: the H100 has the H200's peak, and is 1.43 times slower.</details>
 # 2. `cfg = minids.ModelConfig.preset("deepseek-v3")`: `minids.accounting.parameters(cfg).active` numbers of one byte are read for each token that is written. How many tokens per second could one H200 write at most, if the model fitted into its memory? How long must a conversation be until its cache (`minids.accounting.kv_bytes_per_token(cfg)`) is as much to read as the weights?
+#    <details><summary>Compare</summary>36.6 billion bytes at 4.8 TB/s: 7.6 ms, so at most 131 tokens per second. The cache has 70,272 bytes per token: 36.6 billion / 70,272 is about 521,000 tokens.</details>
 #
 # Next: lesson 01, where you write a transformer and train it.
 

@@ -7,6 +7,7 @@ HOMES = {
     "hint": "check",
     "status": "check",
     "mine": "check",
+    "example": "example",
     "predict": "predict",
     "fast": "budget",
     "minutes": "budget",

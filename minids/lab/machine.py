@@ -39,7 +39,8 @@ def measure(dtype=None, size=1024, megabytes=128, rounds=9):
     source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
     copying = min(seconds_of(lambda: target.copy_(source), rounds))
-    here = f"{harness.cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    here = f"{harness.cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
     name = torch.cuda.get_device_name() if device == "cuda" else here
     return Machine(name, 2 * size**3 / seconds, 2 * source.numel() * 4 / copying, dtype)
 

@@ -205,11 +205,20 @@ def roofline(axes, gpus, points, dtype=torch.bfloat16):
         x = np.array([min(marks) / 4, ridge, max(marks) * 4])
         roof = np.minimum(accounting.peak(gpu, dtype), x * accounting.GPUS[gpu].bandwidth)
         axes.plot(x, roof, label=gpu, marker="")
+        mark_ridge(axes, ridge, roof[1])
     card = {"facecolor": CARD, "edgecolor": "none", "alpha": 0.85, "pad": 1}
     for name, (x, speed, measured) in spots.items():
         axes.plot([x], [speed], marker="o", ls="", color=INK, mfc=INK if measured else CARD, zorder=4, label="_")
         axes.annotate(name, (x, speed), xytext=(8, -5), textcoords="offset points", va="top", bbox=card, zorder=3)
     label_lines(axes)
+
+
+@style()
+def mark_ridge(axes, ridge, peak):
+    """Write `ridge`, in FLOP per byte, above the corner where a slope meets its roof at `peak` FLOP/s."""
+    text = f"ridge {ridge:.3g}"
+    axes.margins(y=0.1)  # room for the words
+    axes.annotate(text, (ridge, peak), xytext=(0, 6), textcoords="offset points", ha="center", va="bottom", fontsize=9)
 
 
 def _spot(name, point, gpu, dtype):

@@ -103,6 +103,21 @@ def only_multiplications(M, N, K, itemsize):
     return M * N * K, itemsize * (M * K + K * N + M * N)
 
 
+@MATMUL_COST.wrong(
+    "You count K - 1 additions for each result. Here the first addition, to nothing, counts too, as is the custom: K "
+    "multiplications and K additions, so 2·M·N·K in all."
+)
+def first_addition_left_out(M, N, K, itemsize):
+    return M * N * (2 * K - 1), itemsize * (M * K + K * N + M * N)
+
+
+@MATMUL_COST.wrong(
+    "That is the number of FLOPs alone. Return a tuple of two, the FLOPs and the bytes: return flops, nbytes"
+)
+def flops_alone(M, N, K, itemsize):
+    return 2 * M * N * K
+
+
 @MATMUL_COST.wrong("The result is missing from the bytes: its M·N numbers must be written.")
 def result_not_written(M, N, K, itemsize):
     return 2 * M * N * K, itemsize * (M * K + K * N)
@@ -136,6 +151,14 @@ def read_every_time(M, N, K, itemsize):
     return 2 * M * N * K, itemsize * (2 * M * N * K + M * N)
 
 
+@MATMUL_COST.wrong(
+    "You count two reads for each multiplication, and the result not at all. Count each number of the three matrices "
+    "once: a good program keeps what it has read near the arithmetic while it is needed."
+)
+def read_every_time_and_not_written(M, N, K, itemsize):
+    return 2 * M * N * K, itemsize * 2 * M * N * K
+
+
 @MATMUL_COST.wrong("The two results are the wrong way round: first the FLOPs, then the bytes.")
 def exchanged(M, N, K, itemsize):
     return itemsize * (M * K + K * N + M * N), 2 * M * N * K
@@ -150,6 +173,7 @@ ROOFLINE_TIME = Exercise(
         {"flops": 9001, "nbytes": 77, "peak": 1003, "bandwidth": 333},  # 9 s against 0.2 s
         {"flops": 1201, "nbytes": 909, "peak": 997, "bandwidth": 701},  # close to the ridge
         {"flops": 4096, "nbytes": 512, "peak": 1024, "bandwidth": 256},  # 4 s against 2 s
+        {"flops": 77, "nbytes": 308, "peak": 154, "bandwidth": 1232},  # 0.5 s against 0.25 s
     ],
     hints=[
         "Two clocks run at once, one for the arithmetic and one for the traffic. When is the work done?",
@@ -201,6 +225,24 @@ def the_speed(flops, nbytes, peak, bandwidth):
 @ROOFLINE_TIME.wrong("The two speeds are exchanged: FLOPs go with peak (FLOP/s), bytes with bandwidth (bytes/s).")
 def speeds_exchanged(flops, nbytes, peak, bandwidth):
     return max(flops / bandwidth, nbytes / peak)
+
+
+@ROOFLINE_TIME.wrong("Your traffic term is upside down: it is nbytes / bandwidth.")
+def traffic_upside_down(flops, nbytes, peak, bandwidth):
+    return max(flops / peak, bandwidth / nbytes)
+
+
+@ROOFLINE_TIME.wrong("Your arithmetic term is upside down: it is flops / peak.")
+def arithmetic_upside_down(flops, nbytes, peak, bandwidth):
+    return max(peak / flops, nbytes / bandwidth)
+
+
+@ROOFLINE_TIME.wrong(
+    "Whether there are more FLOPs than bytes does not decide: compare flops / nbytes with the ridge, peak / bandwidth. Or "
+    "take the longer of the two times, which comes to the same."
+)
+def flops_against_bytes(flops, nbytes, peak, bandwidth):
+    return flops / peak if flops > nbytes else nbytes / bandwidth
 
 
 @ROOFLINE_TIME.wrong("Upside down: an amount divided by a speed is a time; you divide the speeds by the amounts.")
