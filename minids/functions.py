@@ -3,6 +3,8 @@
 Each gives what the plain formula gives, of which autograd would keep and read more than is needed. layers.py chooses.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -11,7 +13,13 @@ from torch.autograd.function import once_differentiable
 def root_mean_square(x, eps):
     """sqrt(mean(x^2) + eps) over the last dimension of x [...,D], [...,1]; in three operations, for decoding."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.hypot(norm * x.shape[-1] ** -0.5, x.new_tensor(eps**0.5))
+    return torch.hypot(norm * x.shape[-1] ** -0.5, scalar(eps**0.5, x.dtype))
+
+
+@lru_cache(maxsize=32)
+def scalar(value, dtype):
+    """A 0-dim tensor on the CPU, made once: making it takes as long as the norm's other operations."""
+    return torch.tensor(value, dtype=dtype)
 
 
 class NormOnCPU(torch.autograd.Function):

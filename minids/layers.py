@@ -23,7 +23,8 @@ def rms_norm(x, weight, eps, impl="auto"):
     if use_kernel(impl, x, "RMSNorm"):
         return layer_kernels().rms_norm(x, weight, eps)
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    wide, weight = (t.to(torch.promote_types(dtype, torch.float32)) for t in (x, weight))
+    fp32 = torch.promote_types(dtype, torch.float32)
+    wide, weight = x.to(fp32), weight.to(fp32)
     if x.device.type != "cpu":
         out = F.rms_norm(wide, weight.shape, weight, eps)
     elif x.requires_grad:
