@@ -8,7 +8,7 @@ nothing is solved runs from top to bottom all the same.
 
 import difflib
 
-from minids.lab import exercises, progress, solution
+from minids.lab import exercises, progress, solution, tiles
 from minids.lab.compare import describe
 from minids.lab.exercise import REGISTRY
 from minids.lab.judge import FAIL, NOT_ATTEMPTED, PASS, Outcome, judge
@@ -29,7 +29,7 @@ def check(answer, name=None):
     if outcome.verdict == PASS:
         done, everything = progress.passed_in(exercise.lesson, progress.note_pass(exercise, answer))
         outcome.details.append(
-            f"your function is used from here on; {len(done)} of {len(everything)} in lesson {exercise.lesson}"
+            f"your {kind(exercise)} is used from here on; {len(done)} of {len(everything)} in lesson {exercise.lesson}"
         )
     elif outcome.verdict == FAIL:
         outcome.details.append(f"the cells below use the reference; for help: hint({exercise.name!r})")
@@ -56,6 +56,10 @@ def recognise(answer, name):
         return None, "check: " + unknown(name or own, answer)
     if isinstance(answer, str):
         return exercise, f"check takes the function itself: check({exercise.name}), without quotes"
+    if exercise.kernel is not None and callable(answer) and not tiles.is_kernel(answer):
+        return exercise, f"{exercise.name} must be a kernel: write @triton.jit alone in the line above its def"
+    if exercise.kernel is None and tiles.is_kernel(answer):
+        return exercise, "a plain function is asked for here, without @triton.jit"
     if isinstance(answer, type) or not callable(answer):
         kind = f"the class {answer.__name__}" if isinstance(answer, type) else describe(answer)
         return exercise, f"check takes a function; {kind} was given"
@@ -77,8 +81,13 @@ def unknown(name, given=None):
     return f"there is no exercise {name!r}; {meant}"
 
 
+def kind(exercise):
+    return "function" if exercise.kernel is None else "kernel"
+
+
 def is_reference(answer, exercise):
-    return answer is exercise.reference or bool(text_of(answer, "minids_exercise"))
+    given = answer is exercise.reference or (exercise.kernel is not None and answer is exercise.kernel)
+    return given or bool(text_of(answer, "minids_exercise"))
 
 
 def report(outcome):

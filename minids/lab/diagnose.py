@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from minids.lab import compare
+from minids.lab import compare, launching
 from minids.lab.exercise import leaves
 from minids.lab.observe import expected, observe, options
 
@@ -15,7 +15,10 @@ def diagnosis(exercise, seen):
         for wrong in exercise.wrongs:
             if does_the_same(exercise, seen, wrong):
                 return wrong.why
-        return next(filter(None, (pattern(exercise, seen) for pattern in PATTERNS)), "")
+        patterns = PATTERNS
+        if exercise.kernel is not None:
+            patterns = [*launching.PATTERNS, *PATTERNS[:-1], launching.undefined]  # instead of `nan`
+        return next(filter(None, (pattern(exercise, seen) for pattern in patterns)), "")
     except Exception:  # a result that cannot be looked at; what it is stands in the details
         return ""
 
@@ -39,6 +42,8 @@ def does_the_same(exercise, seen, wrong):
 
 def alike(exercise, ours, theirs):
     dtype = ours.case.dtype
+    if not launching.alike(ours, theirs):
+        return False
     if theirs.changed != ours.changed or close(ours.call.value, theirs.call.value, dtype, exercise.tolerance) is False:
         return False
     if isinstance(ours.gradients, dict) and isinstance(theirs.gradients, dict):

@@ -40,7 +40,8 @@ class Exercise:
     aligned case. The first two are tried again with gaps between the numbers; let one of them be aligned. dtypes: in
     which the learner's function is tried. gradients: whether those of all floating arguments are compared too.
     minutes: what it takes. limit: seconds that one call may take. tolerance: factor on the dtype's. hints: two texts,
-    the nudge and the idea (the solution comes from solutions/).
+    the nudge and the idea (the solution comes from solutions/). kernel, launch, traffic: of an exercise whose answer is
+    a Triton kernel, see launching.py; its second cases have gaps between rows instead of numbers.
     """
 
     id: str
@@ -53,12 +54,14 @@ class Exercise:
     limit: float = 10.0
     tolerance: float = 1.0
     name: str = ""
-    traffic: object = None  # of a kernel: sizes -> the fewest bytes that it can move
+    kernel: object = None  # the reference kernel; `reference` is what it computes, in torch
+    launch: object = None  # (kernel, *arguments of the reference) -> the result
+    traffic: object = None  # (*arguments of the reference) -> the fewest bytes that a launch can move
     wrongs: list = field(default_factory=list)
     draw: object = None
 
     def __post_init__(self):
-        self.name = self.name or self.reference.__name__
+        self.name = self.name or (self.reference if self.kernel is None else self.kernel).__name__
         if self.id in REGISTRY:
             raise ValueError(
                 f"exercise {self.id} is there already ({REGISTRY[self.id].name}); give {self.name} another"
@@ -149,19 +152,24 @@ def cases(exercise):
             for dtype in exercise.dtypes:
                 args = exercise.draw(Random(1000 + number + 100 * strided), **sizes)
                 args = args if isinstance(args, tuple) else (args,)
-                if not strided or any(map(is_float, leaves(args))):
-                    args = each(args, lambda a, dtype=dtype, strided=strided: prepare(a, dtype, strided))
+                last = exercise.kernel is None  # the gaps of a kernel's cases are between rows
+                args = each(args, lambda a, dtype=dtype, gap=strided, last=last: prepare(a, dtype, gap, last))
+                if not strided or any(is_float(a) and not a.is_contiguous() for a in leaves(args)):
                     made.append(Case(sizes, dtype, strided, args))
     return made
 
 
-def prepare(value, dtype, strided):
-    """A tensor as the learner gets it; a strided one has a gap (of NaN) after each element of its last dimension."""
+def prepare(value, dtype, strided, last=True):
+    """A tensor as the learner gets it; a strided one has gaps of NaN: after each element of its `last` dimension, or
+    after each row of it.
+    """
     if not is_float(value):
         return value
     value = value.to(dtype)
     if not strided or value.dim() == 0:
         return value
+    if not last:
+        return torch.cat((value, torch.full_like(value, float("nan"))), -1)[..., : value.shape[-1]]
     room = torch.full((*value.shape, 2), float("nan"), dtype=dtype)
     room[..., 0] = value
     return room[..., 0]

@@ -5,7 +5,7 @@ import inspect
 import types
 from dataclasses import dataclass, field
 
-from minids.lab import diagnose, sandbox
+from minids.lab import diagnose, launching, sandbox, tiles
 from minids.lab.exercise import cases
 from minids.lab.observe import observe
 
@@ -30,12 +30,14 @@ class Outcome:
 
 def judge(exercise, fn):
     """The Outcome of the answer `fn`; runs it on every case, whatever it does."""
+    if exercise.kernel is not None and (missing := tiles.missing()):
+        return Outcome(exercise, NOT_ATTEMPTED, "", [missing])
     fn = getattr(fn, "_torchdynamo_orig_callable", fn)  # what torch.compile was given: compiling outlasts the limit
     with sandbox.plain_state():
         to_try = cases(exercise)
         if problem := form_problem(exercise, fn, to_try[0]):
             return Outcome(exercise, FAIL, "", [problem])
-        if is_empty(fn):
+        if is_empty(fn) or (exercise.kernel is not None and (is_empty(fn.fn) or launching.is_stub(fn))):
             return Outcome(exercise, NOT_ATTEMPTED)
         return verdict(exercise, fn, to_try)
 
@@ -51,11 +53,15 @@ def verdict(exercise, fn, to_try):
     failed = [o for o in seen if o.failed]
     if not seen[0].failed and (again := observe(exercise, fn, seen[0].case)).failed:
         return forgetful(exercise, seen, again)
-    return explain(exercise, seen, failed) if failed else Outcome(exercise, PASS, "", printed(seen))
+    if failed:
+        return explain(exercise, seen, failed)
+    return Outcome(exercise, PASS, "", printed(seen) + launching.notes(seen, passed=True))
 
 
 def form_problem(exercise, fn, case):
-    """A sentence where `fn` is no plain function of the exercise's arguments; "" where it is."""
+    """A sentence where `fn` is no plain function (or kernel) of the exercise's arguments; "" where it is."""
+    if exercise.kernel is not None:
+        return launching.form_problem(exercise, fn)
     for kind, is_kind in (("async def", inspect.iscoroutinefunction), ("yield", is_generator)):
         if is_kind(fn):
             return f"your function has `{kind}`; a plain function that gives its result by `return` is needed"
@@ -105,6 +111,7 @@ def too_slow(exercise, seen):
 def explain(exercise, seen, failed):
     """The Outcome of an answer that failed: the first case, what was wrong there, and the diagnosis."""
     details = [*error_or_trouble(failed[0]), f"{len(failed)} of {len(seen)} cases fail", *printed(seen)]
+    details += launching.notes(seen, passed=False)
     return Outcome(exercise, FAIL, f"at {failed[0].case.label}", details, diagnose.diagnosis(exercise, seen))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minids.lab import compare, sandbox
+from minids.lab import compare, launching, sandbox
 from minids.lab.exercise import Case, Random, copy_of, is_float, leaves, wide
 
 NO_GRADIENT = "the result has no gradient"
@@ -15,6 +15,7 @@ class Observation:
     """What an answer did with one case: its call, what it changed of its arguments, its gradients (None: not asked).
 
     trouble: the Difference from the reference, None where there is none; calls that raised have none either.
+    counted: the Meter of a kernel's launch.
     """
 
     exercise: object
@@ -23,6 +24,7 @@ class Observation:
     changed: list
     gradients: object = None
     trouble: object = None
+    counted: object = None
 
     @property
     def failed(self):
@@ -32,7 +34,11 @@ class Observation:
 def observe(exercise, fn, case):
     """Run `fn` on a case, and once more for its gradients where they count and the first run went well."""
     args = copy_of(case.args)
-    seen = Observation(exercise, case, sandbox.call(fn, args, exercise.limit), [])
+    if exercise.kernel is None:
+        seen = Observation(exercise, case, sandbox.call(fn, args, exercise.limit), [])
+    else:
+        call, counted = launching.run(exercise, fn, args)
+        seen = Observation(exercise, case, call, [], counted=counted)
     names = exercise.parameters
     seen.changed = [n for n, a, b in zip(names, args, case.args, strict=False) if not same_values(a, b)]
     if seen.call.error is None:
@@ -49,11 +55,13 @@ def observe(exercise, fn, case):
 
 
 def trouble(seen):
-    """The Difference between an Observation and the reference, in its value or its arguments."""
+    """The Difference between an Observation and the reference, in its value, its arguments or a kernel's accesses."""
+    if found := launching.out_of_bounds(seen.counted):
+        return found
     found = compare.difference(seen.call.value, expected(seen.exercise, seen.case)[0], **options(seen))
     if found is None and seen.changed:
         return compare.Difference(f"its argument {seen.changed[0]} is not what it was before the call")
-    return found
+    return found or launching.wasteful(seen.exercise, seen.case, seen.counted)
 
 
 def trouble_of_gradients(seen):

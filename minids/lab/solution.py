@@ -20,4 +20,5 @@ def of(exercise):
                 begin = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 lines = text.splitlines()[begin - 1 : node.end_lineno]
                 return textwrap.dedent("\n".join(line for line in lines if line.strip() not in MARKERS))
-    return inspect.getsource(inspect.unwrap(getattr(exercise.reference, "fn", exercise.reference)))
+    given = exercise.reference if exercise.kernel is None else exercise.kernel
+    return inspect.getsource(inspect.unwrap(getattr(given, "fn", given)))
