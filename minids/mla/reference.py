@@ -58,6 +58,33 @@ def softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
     return wide.masked_fill(~visible(T, S, scores.device), float("-inf")).softmax(-1).to(dtype)
 
 
+# One sequence in parts ------------------------------------------------------------------------------------------------
+
+
+def decode_block(q: Tensor, latents: Tensor, scale: float, rank: int) -> tuple[Tensor, Tensor]:
+    """Attention over one part of a cache: q [B,H,C+R] absorbed, latents [B,n,C+R]; out [B,H,C], log-sum-exp [B,H].
+
+    `rank` is C: the first C numbers of a row are its value, all C+R its key. n is 1 at least; all n are seen.
+    """
+    scores = torch.einsum("bhw,bnw->bhn", q, latents) * scale
+    top = scores.amax(-1, keepdim=True)
+    weights = (scores - top).exp()
+    total = weights.sum(-1, keepdim=True)
+    out = torch.einsum("bhn,bnc->bhc", weights / total, latents[..., :rank])
+    return out, (top + total.log()).squeeze(-1)
+
+
+def merge_splits(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over all N parts, of each part's outs [N,B,H,C] and lses [N,B,H]: [B,H,C] and its log-sum-exp [B,H].
+
+    A part without positions has -inf in `lses`, and anything in `outs`, for nobody wrote it. Where all parts are empty
+    the result is zeros and -inf.
+    """
+    lse = lses.logsumexp(0)
+    weights = (lses - lse.where(lse > float("-inf"), 0.0)).exp().unsqueeze(-1)
+    return torch.where(weights == 0, 0.0, weights * outs).sum(0), lse
+
+
 # What the forms cost --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,823 @@
+"""Lesson 06: a part of a cache, its merge with the others, into how many parts to cut, and the kernel of one part."""
+
+import math
+
+import torch
+
+from minids.lab.exercise import Exercise
+from minids.lab.tiles import tl, triton
+from minids.mla import reference
+
+LN_2 = math.log(2)
+
+# 06.1 ----------------------------------------------------------------------------------------------------------------
+
+DECODE_BLOCK = Exercise(
+    "06.1",
+    reference.decode_block,
+    minutes=10,
+    sizes=[
+        {"B": 1, "H": 8, "n": 16, "C": 32, "R": 8, "loud": 8},
+        {"B": 3, "H": 5, "n": 33, "C": 20, "R": 6, "loud": 1},
+        {"B": 2, "H": 4, "n": 21, "C": 12, "R": 4, "loud": 136},
+        {"B": 1, "H": 3, "n": 1, "C": 7, "R": 5, "loud": 1},
+    ],
+    hints=[
+        "Four steps: scores [B,H,n], their largest for each head, what e makes of score minus largest, and its sum. "
+        "The result needs all four; so does the log-sum-exp.",
+        "top = scores.amax(-1, keepdim=True); weights = (scores - top).exp(); total = weights.sum(-1, keepdim=True). "
+        "The log of the sum of e^score is then top + log(total): the max that was taken away comes back.",
+    ],
+)
+
+
+@DECODE_BLOCK.inputs
+def _(r, B, H, n, C, R, loud):
+    return r.normal(B, H, C + R), r.normal(B, n, C + R), loud * (C + R) ** -0.5, C
+
+
+def scores_of(q, latents, scale):
+    return torch.einsum("bhw,bnw->bhn", q, latents) * scale
+
+
+def sums(weights, latents, rank):
+    return torch.einsum("bhn,bnc->bhc", weights, latents[..., :rank])
+
+
+@DECODE_BLOCK.wrong(
+    "No maximum is taken away before exp: e^89 is beyond float32, so large scores give inf, and inf/inf is NaN. Subtract "
+    "each head's largest score first."
+)
+def no_max(q, latents, scale, rank):
+    weights = scores_of(q, latents, scale).exp()
+    total = weights.sum(-1, keepdim=True)
+    return sums(weights / total, latents, rank), total.squeeze(-1).log()
+
+
+@DECODE_BLOCK.wrong(
+    "The output is right, but the log-sum-exp is the plain log of the sum of e^score, which overflows: take it as max + "
+    "log(sum of e^(score - max)), or by torch.logsumexp."
+)
+def lse_overflows(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), scores.exp().sum(-1).log()
+
+
+@DECODE_BLOCK.wrong(
+    "The log-sum-exp lacks the maximum that you took away: log(sum of e^(s - max)) + max. Without it the parts, each with a "
+    "maximum of its own, cannot be compared."
+)
+def lse_without_max(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1) - scores.amax(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "Your second result is the sum itself: its logarithm is asked for, which no score can make overflow."
+)
+def sum_without_log(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1).exp()
+
+
+@DECODE_BLOCK.wrong("Your second result is the maximum alone: the log of the sum is added to it.")
+def only_max(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), scores.amax(-1)
+
+
+@DECODE_BLOCK.wrong("The logarithm is of base 2: the merge takes e to this power, so use the natural one, log.")
+def base_two(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1) / LN_2
+
+
+@DECODE_BLOCK.wrong("The log-sum-exp is of the unscaled scores: scale them once, before everything else.")
+def lse_unscaled(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), (scores / scale).logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "The rope key is among what you sum: the value is the FIRST `rank` numbers of a row, so the output has C numbers."
+)
+def rope_in_the_value(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, latents.shape[-1]), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong("You sum the LAST `rank` numbers of a row: the latent comes first in it, then the rope key.")
+def last_of_the_row(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents[..., -rank:], rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "The scores are over the first `rank` numbers only: the rope part, the other R, belongs to the key."
+)
+def no_rope(q, latents, scale, rank):
+    scores = scores_of(q[..., :rank], latents[..., :rank], scale)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "You scale by (C+R)^-0.5, the width of the row: the scale is an argument, for the scores stand for keys of another width."
+)
+def scaled_by_the_row(q, latents, scale, rank):
+    scores = scores_of(q, latents, q.shape[-1] ** -0.5)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong("The scale is forgotten: multiply the scores by it before the softmax.")
+def no_scale(q, latents, scale, rank):
+    scores = scores_of(q, latents, 1.0)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "One maximum is taken from ALL scores: a head whose scores are far below it has only zeros left, and 0/0 is NaN. Take "
+    "each head's own, over the positions: amax(-1)."
+)
+def one_max_for_all(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    weights = (scores - scores.max()).exp()
+    total = weights.sum(-1, keepdim=True)
+    return sums(weights / total, latents, rank), scores.max() + total.squeeze(-1).log()
+
+
+@DECODE_BLOCK.wrong(
+    "The output is not divided by the sum of the weights: normalised outputs are asked for, their weight is in the "
+    "log-sum-exp."
+)
+def not_normalised(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums((scores - scores.amax(-1, True)).exp(), latents, rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "The softmax runs over the heads: each head's weights sum to 1 over the POSITIONS, the last dimension."
+)
+def over_heads(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(1), latents, rank), scores.logsumexp(-1)
+
+
+# 06.2 ----------------------------------------------------------------------------------------------------------------
+
+MERGE_SPLITS = Exercise(
+    "06.2",
+    reference.merge_splits,
+    minutes=10,
+    sizes=[
+        {"N": 8, "B": 1, "H": 8, "C": 16, "loud": 8, "empty": 0},
+        {"N": 3, "B": 3, "H": 5, "C": 7, "loud": 200, "empty": 0},
+        {"N": 4, "B": 2, "H": 3, "C": 10, "loud": 1, "empty": 1},
+        {"N": 5, "B": 1, "H": 2, "C": 9, "loud": 1, "empty": 4},
+        {"N": 1, "B": 2, "H": 4, "C": 6, "loud": 200, "empty": 0},
+    ],
+    hints=[
+        "How much of the whole sum of e^score lies in part i? e^lse_i. So the parts are weighed by that, and the weights "
+        "sum to 1. What must be taken from the lse's first, so that nothing overflows?",
+        "lse = torch.logsumexp(lses, 0) is safe for large numbers and for -inf; the weights are (lses - lse).exp(), 0 for "
+        "an empty part. But 0 times NaN is NaN: torch.where(weight == 0, 0.0, weight * outs), then the sum over parts.",
+    ],
+)
+
+
+@MERGE_SPLITS.inputs
+def _(r, N, B, H, C, loud, empty):
+    outs, lses = r.normal(N, B, H, C), loud * r.normal(B, H) + r.normal(N, B, H)
+    if empty:  # the last parts of the last sequence: nobody wrote them
+        outs[-empty:, -1], lses[-empty:, -1] = float("nan"), -float("inf")
+    return outs, lses
+
+
+def weighed(weights, outs):
+    """The sum over parts; what has no weight is not looked at."""
+    weights = weights.unsqueeze(-1)
+    return torch.where(weights == 0, 0.0, weights * outs).sum(0)
+
+
+def written(outs, lses):
+    """The parts' outputs with zeros where nobody wrote."""
+    return torch.where(lses.unsqueeze(-1) == -float("inf"), 0.0, outs)
+
+
+@MERGE_SPLITS.wrong(
+    "You average the parts as if all weighed the same: part i holds e^lse_i of the whole sum, and that is its weight."
+)
+def plain_mean(outs, lses):
+    return written(outs, lses).mean(0), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "You average all parts alike, and the empty ones with them, so what nobody wrote (NaN) gets in. Part i weighs e^lse_i, "
+    "an empty one 0."
+)
+def mean_with_empty(outs, lses):
+    return outs.mean(0), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "e^lse overflows: no maximum is taken away. Subtract the largest lse of each head (or the logsumexp of all parts) "
+    "before exp."
+)
+def no_max_in_the_merge(outs, lses):
+    weights = lses.exp()
+    return weighed(weights, outs) / weights.sum(0).unsqueeze(-1), weights.sum(0).log()
+
+
+@MERGE_SPLITS.wrong(
+    "An empty part gives NaN: its weight is 0, but nobody wrote its output, and 0 times NaN is NaN. Put 0 in its place with "
+    "torch.where."
+)
+def zero_times_nan(outs, lses):
+    return (lses.softmax(0).unsqueeze(-1) * outs).sum(0), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "The weights do not sum to 1: divide by the sum of e^(lse_i - max), or subtract the logsumexp of all."
+)
+def weights_not_normalised(outs, lses):
+    return weighed((lses - lses.amax(0)).exp(), outs), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("The new log-sum-exp lacks the maximum that you took away: max + log(sum of e^(lse_i - max)).")
+def merged_without_max(outs, lses):
+    return weighed(lses.softmax(0), outs), lses.logsumexp(0) - lses.amax(0)
+
+
+@MERGE_SPLITS.wrong("The logs are added up: what adds up are the SUMS, e^lse. It is the log of the sum of e^lse_i.")
+def logs_added(outs, lses):
+    return weighed(lses.softmax(0), outs), lses.sum(0)
+
+
+@MERGE_SPLITS.wrong("The new log-sum-exp is the largest of the old ones: all parts add to it, log(sum of e^lse_i).")
+def largest_lse(outs, lses):
+    return weighed(lses.softmax(0), outs), lses.amax(0)
+
+
+@MERGE_SPLITS.wrong("The new log-sum-exp is the mean of the old ones: it is the log of the SUM of e^lse_i.")
+def mean_lse(outs, lses):
+    return weighed(lses.softmax(0), outs), lses.mean(0)
+
+
+@MERGE_SPLITS.wrong("The weights sum to 1 over the heads: they must do so over the parts, the FIRST dimension.")
+def over_heads_in_the_merge(outs, lses):
+    return weighed(lses.softmax(-1), outs), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("You weigh by lse itself: it is a logarithm. The weight is e^lse.")
+def weighed_by_the_log(outs, lses):
+    logs = lses.where(lses > -float("inf"), 0.0)
+    return (written(outs, lses) * (logs / logs.sum(0)).unsqueeze(-1)).sum(0), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("You weigh by powers of 2: lse is a natural logarithm, so take e to it.")
+def powers_of_two(outs, lses):
+    return weighed((lses * LN_2).softmax(0), outs), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "One maximum is taken from ALL log-sum-exps: a head far below it has no weights left, and 0/0 is NaN. Each head has a "
+    "maximum of its own: amax(0)."
+)
+def one_max_for_all_heads(outs, lses):
+    weights = (lses - lses.max()).exp()
+    return weighed(weights, outs) / weights.sum(0).unsqueeze(-1), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("The sum is divided by the number of parts besides: the weights sum to 1 already.")
+def divided_by_parts(outs, lses):
+    return weighed(lses.softmax(0), outs) / len(outs), lses.logsumexp(0)
+
+
+# 06.3 ----------------------------------------------------------------------------------------------------------------
+
+
+def choose_splits(batch, heads, length, sms):
+    """Into how many parts to cut each of `batch` sequences of `length` cached positions; see lesson 06 for the cost."""
+    return cheapest(batch * ceil(heads / 64), ceil(length / 64), sms, extra_of(heads))
+
+
+def ceil(value):
+    return math.ceil(value)
+
+
+def extra_of(heads):
+    return 1 + min(heads, 64) / 14
+
+
+def cheapest(programs, blocks, sms, extra, most=None, up=ceil, last=False):
+    """The n of least waves x (blocks of a part + extra), the smallest of several; extra only where there are parts."""
+
+    def cost(n):
+        return up(programs * n / sms) * (up(blocks / n) + (extra if n > 1 else 0))
+
+    allowed = range(1, max(1, min(blocks // 2, 128) if most is None else most) + 1)
+    return min(reversed(allowed) if last else allowed, key=cost)
+
+
+CHOOSE_SPLITS = Exercise(
+    "06.3",
+    choose_splits,
+    minutes=10,
+    sizes=[
+        {"batch": 1, "heads": 128, "length": 32768, "sms": 132},
+        {"batch": 8, "heads": 64, "length": 8192, "sms": 128},
+        {"batch": 3, "heads": 40, "length": 1000, "sms": 132},
+        {"batch": 1, "heads": 16, "length": 300, "sms": 132},
+        {"batch": 128, "heads": 128, "length": 4096, "sms": 132},
+        {"batch": 100, "heads": 100, "length": 5000, "sms": 108},
+        {"batch": 1, "heads": 8, "length": 67200, "sms": 132},
+        {"batch": 2, "heads": 16, "length": 100, "sms": 24},
+        {"batch": 50, "heads": 16, "length": 9000, "sms": 132},
+    ],
+    hints=[
+        "Write the time of ONE n as a function cost(n), then let min(range(...), key=cost) try them all. Of equal ones min "
+        "takes the first, which is the smallest n.",
+        "programs = batch · ceil(heads/64), blocks = ceil(length/64); cost(n) = ceil(programs·n/sms) · (ceil(blocks/n) + "
+        "extra, if n > 1); n from 1 up to min(blocks // 2, 128), and 1 where that is 0.",
+    ],
+)
+
+
+@CHOOSE_SPLITS.inputs
+def _(r, batch, heads, length, sms):
+    return batch, heads, length, sms
+
+
+def parts_of(batch, heads, length, sms):
+    return batch * ceil(heads / 64), ceil(length / 64), sms, extra_of(heads)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You round down: 133 programs on 132 processors take TWO waves, and 65 positions two blocks. Both divisions round up."
+)
+def floor_instead_of_ceil(batch, heads, length, sms):
+    return cheapest(*parts_of(batch, heads, length, sms), up=math.floor)
+
+
+@CHOOSE_SPLITS.wrong(
+    "The blocks of a part are rounded down: 100 blocks in 64 parts are 2 blocks in the longest part, not 1."
+)
+def blocks_rounded_down(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    allowed = range(1, max(1, min(blocks // 2, 128)) + 1)
+    return min(allowed, key=lambda n: ceil(programs * n / sms) * (blocks // n + extra * (n > 1)))
+
+
+@CHOOSE_SPLITS.wrong(
+    "The batch is forgotten: every sequence has programs of its own, so many sequences fill a GPU without parts."
+)
+def no_batch(batch, heads, length, sms):
+    return choose_splits(1, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You count a program for each head: 64 heads share one, for they share what it loads. ceil(heads / 64)."
+)
+def a_program_a_head(batch, heads, length, sms):
+    _, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(batch * heads, blocks, sms, extra)
+
+
+@CHOOSE_SPLITS.wrong("The heads are forgotten: more than 64 take several programs, ceil(heads / 64) for each sequence.")
+def heads_forgotten(batch, heads, length, sms):
+    _, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(batch, blocks, sms, extra)
+
+
+@CHOOSE_SPLITS.wrong(
+    "Parts may be shorter than allowed: two blocks, 128 positions, is the least, so n is at most blocks // 2."
+)
+def too_short_parts(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, extra, most=min(blocks, 128))
+
+
+@CHOOSE_SPLITS.wrong("There may be more than 128 parts in your answer: 128 is the most that is allowed.")
+def too_many_parts(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, extra, most=blocks // 2)
+
+
+@CHOOSE_SPLITS.wrong(
+    "What a part costs beside its blocks is forgotten: without `extra` nothing speaks against ever more parts."
+)
+def parts_for_nothing(batch, heads, length, sms):
+    programs, blocks, sms, _ = parts_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, 0)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You count `extra` once, not in every wave: each wave begins its programs and has its results to merge."
+)
+def extra_once(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    allowed = range(1, max(1, min(blocks // 2, 128)) + 1)
+    return min(allowed, key=lambda n: ceil(programs * n / sms) * ceil(blocks / n) + extra * (n > 1))
+
+
+@CHOOSE_SPLITS.wrong("The waves are forgotten: programs beyond the number of processors wait for those before them.")
+def no_waves(batch, heads, length, sms):
+    _, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(1, blocks, 10**9, extra)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You cut until every processor has a part, whatever the last wave and the merge cost: try all n, and take the cheapest."
+)
+def fill_all(batch, heads, length, sms):
+    programs, blocks, sms, _ = parts_of(batch, heads, length, sms)
+    return max(1, min(ceil(sms / programs), blocks // 2, 128))
+
+
+@CHOOSE_SPLITS.wrong("The DEAREST number of parts comes out: min, not max.")
+def dearest(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+
+    def cost(n):
+        return ceil(programs * n / sms) * (ceil(blocks / n) + extra * (n > 1))
+
+    return max(range(1, max(1, min(blocks // 2, 128)) + 1), key=cost)
+
+
+@CHOOSE_SPLITS.wrong(
+    "Of several equally cheap numbers you take the largest: take the smallest, which has less to merge."
+)
+def largest_of_equals(batch, heads, length, sms):
+    return cheapest(*parts_of(batch, heads, length, sms), last=True)
+
+
+@CHOOSE_SPLITS.wrong(
+    "`extra` is charged where nothing is cut, too: a single part (n = 1) is not merged, so it costs its blocks."
+)
+def extra_for_one(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    allowed = range(1, max(1, min(blocks // 2, 128)) + 1)
+    return min(allowed, key=lambda n: ceil(programs * n / sms) * (ceil(blocks / n) + extra))
+
+
+# 06.4 ----------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def decode_block_kernel(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H heads of one sequence over its n cached rows; q [B,H,C+R] without gaps, out and lse float32."""
+    b, h = tl.program_id(1), tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    c, r, j = tl.arange(0, C)[None, :], tl.arange(0, R)[None, :], tl.arange(0, BLOCK_N)
+    row, ours = (b * H + h)[:, None], (h < H)[:, None]
+    q_c = tl.load(q + row * (C + R) + c, mask=ours, other=0.0)
+    q_r = tl.load(q + row * (C + R) + C + r, mask=ours, other=0.0)
+    m = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total, acc = tl.zeros((BLOCK_H,), tl.float32), tl.zeros((BLOCK_H, C), tl.float32)
+    for start in range(0, n, BLOCK_N):
+        at, there = latents + b * stride_b + (start + j)[:, None] * stride_n, start + j < n
+        c_kv = tl.load(at + c, mask=there[:, None], other=0.0)
+        k_rope = tl.load(at + C + r, mask=there[:, None], other=0.0)
+        scores = tl.dot(q_c, tl.trans(c_kv)) + tl.dot(q_r, tl.trans(k_rope))
+        scores = tl.where(there[None, :], scores * scale, float("-inf"))
+        top = tl.maximum(m, tl.max(scores, 1))
+        p, shrink = tl.exp(scores - top[:, None]), tl.exp(m - top)
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None] + tl.dot(p.to(c_kv.dtype), c_kv)
+        m = top
+    tl.store(out + row * C + c, acc / total[:, None], mask=ours)
+    tl.store(lse + b * H + h, m + tl.log(total), mask=h < H)
+
+
+def launch_decode_block(kernel, q, latents, scale, rank, block_h=16, block_n=16, **options):
+    """(out [B,H,C], lse [B,H]) in float32 of one launch; `options` go to the compiler: num_warps, num_stages."""
+    q, (B, H, width) = q.contiguous(), q.shape
+    out, lse = torch.empty(B, H, rank, device=q.device), torch.empty(B, H, device=q.device)
+    rows, strides = latents.shape[1], latents.stride()[:2]
+    kernel[(triton.cdiv(H, block_h), B)](
+        q, latents, out, lse, scale, H, rows, *strides, C=rank, R=width - rank, BLOCK_H=block_h, BLOCK_N=block_n, **options
+    )  # fmt: skip
+    return out, lse
+
+
+def decode_block_bytes(q, latents, scale, rank):
+    """Queries and results once; every cached row once for each 16 heads."""
+    results = 4 * q[..., 0].numel() * (rank + 1)
+    return q.numel() * q.element_size() + ceil(q.shape[1] / 16) * latents.numel() * latents.element_size() + results
+
+
+DECODE_BLOCK_KERNEL = Exercise(
+    "06.4",
+    reference.decode_block,
+    kernel=decode_block_kernel,
+    launch=launch_decode_block,
+    traffic=decode_block_bytes,
+    minutes=20,
+    dtypes=(torch.float16,),
+    sizes=[
+        {"B": 1, "H": 16, "n": 48, "C": 32, "R": 16, "loud": 8},
+        {"B": 2, "H": 5, "n": 33, "C": 16, "R": 16, "loud": 1},
+        {"B": 3, "H": 20, "n": 40, "C": 32, "R": 16, "loud": 1},
+        {"B": 1, "H": 3, "n": 39, "C": 16, "R": 32, "loud": 136},
+    ],
+    hints=[
+        "For each head keep three things from block to block: the largest score so far, the sum of weights, and the weighted "
+        "sum of latents. Where the largest grows, the other two shrink by e^(old - new).",
+        "In a block: load c_kv [BLOCK_N,C] and k_rope [BLOCK_N,R] with there = start + j < n; scores are two tl.dot with "
+        "tl.trans(...), -inf where not there; top = tl.maximum(m, tl.max(scores, 1)). The values are c_kv itself: "
+        "tl.dot(p.to(c_kv.dtype), c_kv).",
+    ],
+)
+
+
+@DECODE_BLOCK_KERNEL.inputs
+def _(r, B, H, n, C, R, loud):
+    q, latents = r.normal(B, H, C + R), r.normal(B, n, C + R)
+    if loud > 100:  # all scores of the first head are far below 0
+        q[:, 0, 0], latents[..., 0] = -15, 2
+    return q, latents, loud * (C + R) ** -0.5, C
+
+
+@triton.jit
+def flawed(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, FLAW: tl.constexpr,
+):  # fmt: skip
+    """The kernel with one mistake: what the known wrong answers below share."""
+    b, h = tl.program_id(1), tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    c, r, j = tl.arange(0, C)[None, :], tl.arange(0, R)[None, :], tl.arange(0, BLOCK_N)
+    row, ours = (b * H + h)[:, None], (h < H)[:, None]
+    q_c = tl.load(q + row * (C + R) + c, mask=ours, other=0.0)
+    q_r = tl.load(q + row * (C + R) + C + r, mask=ours, other=0.0)
+    m = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    if FLAW == "starts_at_zero":
+        m = tl.zeros((BLOCK_H,), tl.float32)
+    total, acc = tl.zeros((BLOCK_H,), tl.float32), tl.zeros((BLOCK_H, C), tl.float32)
+    for start in range(0, n, BLOCK_N):
+        if FLAW == "queries_again":
+            q_c = tl.load(q + row * (C + R) + c, mask=ours, other=0.0)
+            q_r = tl.load(q + row * (C + R) + C + r, mask=ours, other=0.0)
+        position = j if FLAW == "first_block" else start + j
+        there = start + j < n
+        at = latents + b * stride_b + position[:, None] * stride_n
+        if FLAW == "no_stride":
+            at = latents + b * n * (C + R) + position[:, None] * (C + R)
+        if FLAW == "first_sequence":
+            at = latents + position[:, None] * stride_n
+        if FLAW == "no_mask":
+            c_kv, k_rope = tl.load(at + c), tl.load(at + C + r)
+            there = j >= 0
+        elif FLAW == "loads_without_mask":
+            c_kv, k_rope = tl.load(at + c), tl.load(at + C + r)
+        elif FLAW == "no_other":
+            c_kv, k_rope = tl.load(at + c, mask=there[:, None]), tl.load(at + C + r, mask=there[:, None])
+        else:
+            c_kv = tl.load(at + c, mask=there[:, None], other=0.0)
+            k_rope = tl.load(at + C + r, mask=there[:, None], other=0.0)
+        scores = tl.dot(q_c, tl.trans(c_kv))
+        if FLAW != "no_rope":
+            scores += tl.dot(q_r, tl.trans(k_rope))
+        if FLAW != "no_scale":
+            scores *= scale
+        if FLAW != "scores_without_mask":
+            scores = tl.where(there[None, :], scores, float("-inf"))
+        top = tl.maximum(m, tl.max(scores, 1))
+        if FLAW == "max_of_the_block":
+            top = tl.max(scores, 1)
+        if FLAW == "no_max":
+            top = tl.zeros((BLOCK_H,), tl.float32)
+        p, shrink = tl.exp(scores - top[:, None]), tl.exp(m - top)
+        if FLAW == "no_max" or FLAW == "nothing_shrinks":
+            shrink = tl.full((BLOCK_H,), 1.0, tl.float32)
+        total = total * (1.0 if FLAW == "total_stays" else shrink) + tl.sum(p, 1)
+        values = c_kv
+        if FLAW == "latent_twice":
+            values = tl.load(at + c, mask=there[:, None], other=0.0)
+        if FLAW == "acc_stays":
+            acc += tl.dot(p.to(values.dtype), values)
+        else:
+            acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values)
+        m = top
+    if FLAW != "not_divided":
+        acc /= total[:, None]
+    log_sum = tl.log(total) if FLAW == "lse_without_max" else m + tl.log(total)
+    if FLAW == "base_two":
+        log_sum = m + tl.log2(total)
+    tl.store(out + row * C + c, acc, mask=ours)
+    tl.store(lse + b * H + h, log_sum, mask=h < H)
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The result is right, but each latent is loaded twice, once as key and once as value: it is the same block, so "
+    "use c_kv for both."
+)
+@triton.jit
+def latent_twice(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "latent_twice")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The result is right, but the queries are loaded again for each block: they do not change, so load them before "
+    "the loop."
+)
+@triton.jit
+def queries_again(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "queries_again")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The last block is not masked: where n is no multiple of BLOCK_N it has lanes without a position. there = start "
+    "+ j < n belongs into both loads AND the scores."
+)
+@triton.jit
+def no_mask(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_mask")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The scores have their mask, the loads have none: they read behind the last row. Give both mask=there[:, None], "
+    "other=0.0."
+)
+@triton.jit
+def loads_without_mask(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "loads_without_mask")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The loads have their mask, the scores have none: a missing row of zeros has score 0, and e^0 is 1. Put -inf "
+    "there, with tl.where, before the maximum."
+)
+@triton.jit
+def scores_without_mask(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "scores_without_mask")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and "
+    "weight 0 times NaN is NaN. Give other=0.0."
+)
+@triton.jit
+def no_other(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_other")
+
+
+@DECODE_BLOCK_KERNEL.wrong("The rope part of the scores is missing: add tl.dot(q_r, tl.trans(k_rope)).")
+@triton.jit
+def no_rope_kernel(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_rope")
+
+
+@DECODE_BLOCK_KERNEL.wrong("The scale is forgotten: multiply the scores by it, before the maximum.")
+@triton.jit
+def no_scale_kernel(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_scale")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The accumulator is not rescaled where the maximum grows: what it holds is relative to the OLD maximum, so "
+    "multiply it by e^(old - new), as the total."
+)
+@triton.jit
+def acc_stays(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "acc_stays")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The sum of weights is not rescaled where the maximum grows: multiply it by e^(old - new), as the accumulator."
+)
+@triton.jit
+def total_stays(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "total_stays")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "Neither the total nor the accumulator is rescaled where the maximum grows: multiply both by e^(old - new) first."
+)
+@triton.jit
+def nothing_shrinks(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "nothing_shrinks")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The maximum is that of the last block alone: the new one is tl.maximum(m, the block's), or a large score in an "
+    "earlier block is forgotten and e^(old - new) may overflow."
+)
+@triton.jit
+def max_of_the_block(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "max_of_the_block")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "No maximum is taken away before exp: e^89 is beyond float32. Keep the largest score so far, and subtract it."
+)
+@triton.jit
+def no_max_kernel(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_max")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The maximum starts at 0: where all scores are far below 0 nothing is left of them. Start at -inf."
+)
+@triton.jit
+def starts_at_zero(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "starts_at_zero")
+
+
+@DECODE_BLOCK_KERNEL.wrong("Every round loads the first block: the positions are start + j.")
+@triton.jit
+def first_block(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "first_block")
+
+
+@DECODE_BLOCK_KERNEL.wrong("Every program reads the first sequence: add b * stride_b to the pointer.")
+@triton.jit
+def first_sequence(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "first_sequence")
+
+
+@DECODE_BLOCK_KERNEL.wrong(
+    "The rows of the cache lie stride_n numbers apart, and the sequences stride_b, which is more than C+R where the "
+    "cache has gaps: use the strides."
+)
+@triton.jit
+def no_stride(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_stride")
+
+
+@DECODE_BLOCK_KERNEL.wrong("The output is not divided by the sum of the weights at the end.")
+@triton.jit
+def not_divided(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "not_divided")
+
+
+@DECODE_BLOCK_KERNEL.wrong("The log-sum-exp lacks the maximum: m + log(total).")
+@triton.jit
+def lse_without_max_kernel(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "lse_without_max")
+
+
+@DECODE_BLOCK_KERNEL.wrong("The logarithm of the total is of base 2: the merge takes e to it, so use tl.log.")
+@triton.jit
+def base_two_kernel(
+    q, latents, out, lse, scale, H, n, stride_b, stride_n,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "base_two")
