@@ -1,13 +1,13 @@
 # ---
 # title: The cache of keys and values
 # promise: You make a transformer write with a cache instead of reading everything again, shrink that cache by sharing heads, and find out why memory decides how many people one GPU can serve.
-# minutes: 40
+# minutes: 55
 # difficulty: 2
 # needs: [torch]
 # objectives:
 #   - decode one token at a time against a cache, and get the same tokens as without
 #   - give RoPE the right position while decoding
-#   - let several query heads share one key and value head (GQA and MQA)
+#   - let several query heads share one key and value head (grouped-query attention, GQA; multi-query attention, MQA)
 #   - compute the bytes of a cache from a config, and read them off live tensors
 #   - tell how many users fit into a memory, and where a smaller cache saves nothing
 # ---
@@ -83,10 +83,13 @@ axes.plot(*zip(*again, strict=True), label="all is read again")
 axes.plot(*zip(*cached, strict=True), label="with a cache")
 axes.set(xlabel="tokens in the text", ylabel="tokens per second", ylim=(0, None))
 plots.label_lines(axes)
-plots.show(fig, "Tokens per second fall quickly where all is read again, and slowly with a cache.")
+plots.show(fig, "Tokens per second over the text's length: all read again, and with a cache.")
+for name, rows in {"all is read again": again, "with a cache": cached}.items():
+    (first, fast_at), (last, slow_at) = rows[0], rows[-1]
+    print(f"{name}: {fast_at:.0f} tokens/s at {first} tokens, {slow_at:.0f} at {last}")
 
 # %% [markdown]
-# Two questions. Why does the first line fall so quickly? And why does the second one still fall, although it computes nothing twice?
+# Two questions. Why does the first line fall so quickly? And why should the second one fall at all, although it computes nothing twice? (In short texts it hardly does; below it is measured up to 2,048 tokens.)
 #
 # ### Your prediction
 #
@@ -112,13 +115,13 @@ guess = predict("At 2,048 tokens, how many times faster is the cache?", my_guess
 #
 # *5 minutes · difficulty ●○○○○*
 #
-# The newest token's query meets all that is filled, its own key included. The formula is the one above (1706.03762, eq. 1), for one $t$. Which mask does a query need that may see everything?
+# The newest token's query meets all that is filled, its own key included. The formula is the one above (arXiv 1706.03762, eq. 1), for one $t$. Which mask does a query need that may see everything?
 #
 # | name | shape | meaning |
 # |---|---|---|
 # | `q` | `[B, 1, H, d]` | the newest token's query |
 # | `k`, `v` | `[B, S, H, d]` | room for S positions |
-# | `length` | a number | so many are filled, the newest included; the rest is left-over memory |
+# | `length` | a number | so many are filled, the newest included; the rest is left-over memory and may hold anything, inf and NaN too |
 # | `scale` | a number | factor of the scores |
 # | result | `[B, 1, H, d]` | |
 
@@ -141,17 +144,18 @@ my_decode_attention = check(decode_attention)
 #
 # *9 minutes · difficulty ●●●○○*
 #
-# Now the token arrives, and the cache grows. Its query and key are turned by RoPE (lesson 01), by the angles of ITS position; keys are cached turned, so each is turned once in its life.
+# Now the token arrives, and the cache grows. Its query and key are rotated ("turned") by RoPE (lesson 01), by the angles of ITS position; keys are cached rotated, so each is rotated once in its life.
 #
 # | name | shape | meaning |
 # |---|---|---|
-# | `q`, `k`, `v` | `[B, 1, H, d]` | of the new token, not yet turned |
-# | `k_cache`, `v_cache` | `[B, S, H, d]` | the turned keys, and the values |
+# | `q`, `k`, `v` | `[B, 1, H, d]` | of the new token, not yet rotated |
+# | `k_cache`, `v_cache` | `[B, S, H, d]` | the rotated keys, and the values |
 # | `length` | a number | how many positions are filled BEFORE this token |
 # | `cos`, `sin` | `[S, d/2]` | row $s$ has the angles of position $s$ |
+# | `scale` | a number | factor of the scores |
 # | result | three tensors | output `[B, 1, H, d]`, and both caches with the token in |
 #
-# Give back COPIES of the caches (`.clone()`); `minids` writes in place instead. `layers.apply_rope(x, cos, sin)` turns `x` `[B, T, H, d]` by tables `[T, d/2]`.
+# Give back COPIES of the caches (`.clone()`); `minids` writes in place instead. `layers.apply_rope(x, cos, sin)` rotates `x` `[B, T, H, d]` by tables `[T, d/2]`; here $T = 1$.
 
 
 # %%
@@ -182,7 +186,7 @@ def my_generate(model, tokens, new):
     end, cfg = tokens.shape[1] + new, model.cfg
     cos, sin = layers.rope_tables(cfg, torch.arange(end))
     room = torch.zeros(len(tokens), end, cfg.num_attention_heads, cfg.attention_head_dim)
-    caches = [(room, room) for _ in model.layers]
+    caches = [(room, room) for _ in model.layers]  # one `room` for all: a step never writes into it
     for length in range(end - 1):
         x = model.embed_tokens(tokens[:, length : length + 1])
         for index, block in enumerate(model.layers):
@@ -206,7 +210,7 @@ print(f"{same.sum()} of {same.numel()} new tokens are the same, in 3 texts")
 assert same.all()
 
 # %% [markdown]
-# ## Why it still falls
+# ## Why it must fall
 #
 # Nothing is computed twice any more. But to choose ONE token, every key and value in the cache has to be READ, and so has every weight. How many bytes is that, and how long does this machine take just to read them? `minids` keeps one cache for each layer; the next cell counts the bytes of its live tensors.
 
@@ -222,7 +226,7 @@ for context in (64, 512, 2048):
     print(f"{context:5d} tokens: {sizes}: {1e3 * least:4.1f} ms to read")
 
 # %% [markdown]
-# The weights are the same for each token; the cache grows with the text, and soon outweighs them. For each number read, which is 4 bytes, there are two operations (multiply, add): half an operation per byte, and the machine could do more. Such work waits for memory: it is **memory-bound**, and there is one cure: less to read.
+# The weights are the same for each token; the cache grows with the text, and soon outweighs them. For each number read, which is 4 bytes, there are two operations (multiply, add): half an operation per byte, far below the **ridge** (operations per byte where arithmetic becomes the limit, lesson 00). By the roofline such work waits for memory: it is **memory-bound**, and there is one cure: less to read. Whether it reaches that limit here is measured further down.
 #
 # ## Fewer keys and values
 #
@@ -230,9 +234,9 @@ for context in (64, 512, 2048):
 #
 # | | $G$ | source |
 # |---|---|---|
-# | multi-head attention, MHA | $H$ | 1706.03762, section 3.2.2 |
-# | grouped-query attention, GQA | between | 2305.13245, section 2.2 |
-# | multi-query attention, MQA | 1 | 1911.02150, section 3 |
+# | multi-head attention, MHA | $H$ | arXiv 1706.03762, section 3.2.2 |
+# | grouped-query attention, GQA | between | arXiv 2305.13245, section 2.2 |
+# | multi-query attention, MQA | 1 | arXiv 1911.02150, section 3 |
 #
 # The cache shrinks by $H/G$. Each K/V head is read once and serves $H/G$ query heads.
 
@@ -244,11 +248,12 @@ for panel, (name, groups) in zip(
     for h in range(6):
         g = h // (6 // groups)
         at, colour = (g + 0.5) * 6 / groups - 0.5, plots.COLORS[g]
-        panel.plot([h, at], [1, 0], color=colour, marker="", linestyle="-", linewidth=1)
+        panel.plot([h, at], [1, 0], color=colour, marker="", linestyle="-", linewidth=1, zorder=1)
         ends = [(h, 1, "o", h)] + [(at, 0, "s", g)] * (h % (6 // groups) == 0)
         for x, y, shape, number in ends:
-            panel.plot([x], [y], shape, markersize=13, markerfacecolor=plots.CARD, color=colour)
-            panel.text(x, y, str(number), ha="center", va="center", fontsize=9)
+            style = {"markersize": 13, "markerfacecolor": plots.CARD, "zorder": 3}
+            panel.plot([x], [y], shape, color=colour, **style)
+            panel.text(x, y, str(number), ha="center", va="center", fontsize=9, zorder=4)
     panel.set(title=name, xlim=(-0.7, 5.7), ylim=(-0.4, 1.4), xticks=[], yticks=[])
     panel.spines[:].set_visible(False)
 panels[0].set_yticks([0, 1], ["K, V", "query"])
@@ -264,7 +269,7 @@ plots.show(
 #
 # *8 minutes · difficulty ●●●○○*
 #
-# Neighbours share: query head $h$ uses K/V head $\lfloor h / (H/G) \rfloor$, as in the picture (2305.13245, figure 2). For one query per head, and a cache that is filled to its end ($S$ positions):
+# Neighbours share: query head $h$ uses K/V head $\lfloor h / (H/G) \rfloor$, as in the picture (arXiv 2305.13245, figure 2). For one query per head, and a cache that is filled to its end ($S$ positions):
 #
 # $$o_h = \sum_s \mathrm{softmax}_s\left(q_h \cdot k_{s,\,g(h)} \cdot \mathrm{scale}\right) v_{s,\,g(h)}, \qquad g(h) = \lfloor h\,G/H \rfloor$$
 #
@@ -294,26 +299,39 @@ def grouped_attention(q, k, v, scale):
 my_grouped_attention = check(grouped_attention)
 
 # %% [markdown]
-# Does the copy matter? Eight query heads, one K/V head, 2,048 positions, medians of 20 calls each:
+# Does the copy matter? Eight query heads, one K/V head, 2,048 positions, medians of 20 calls. The cost has parts: making the copies; then attention, which reads eight times as much. How the copies lie in memory counts too, so the third line has them as `[B, H, S, d]`, each head's keys side by side. The last line is your function, without copies:
 
 # %% tags=["nbval-ignore-output"]
 q, k, v = torch.randn(1, 1, 8, 64), torch.randn(1, 2048, 1, 64), torch.randn(1, 2048, 1, 64)
 
 
-def repeated(q, k, v, scale):
-    return my_decode_attention(q, k.repeat_interleave(8, 2), v.repeat_interleave(8, 2), 2048, scale)
+def copies():
+    return k.repeat_interleave(8, 2), v.repeat_interleave(8, 2)
 
 
-by_copy = machine.median_seconds(lambda: repeated(q, k, v, 0.125), 20)
-in_groups = machine.median_seconds(lambda: my_grouped_attention(q, k, v, 0.125), 20)
-print(f"repeated to 8 heads: {1e6 * by_copy:.0f} µs; in groups: {1e6 * in_groups:.0f} µs")
+ready = copies()
+laid = [tensor.transpose(1, 2).contiguous() for tensor in ready]
+
+
+def on_laid():
+    return (q.transpose(1, 2) @ laid[0].mT * 0.125).softmax(-1) @ laid[1]
+
+
+times = {
+    "making the copies": copies,
+    "attention on ready copies": lambda: my_decode_attention(q, *ready, 2048, 0.125),
+    "the same as [B, H, S, d]": on_laid,
+    "attention in groups": lambda: my_grouped_attention(q, k, v, 0.125),
+}
+for name, run in times.items():
+    print(f"{name}: {1e6 * machine.median_seconds(run, 20):.0f} µs")
 
 # %% [markdown]
 # ## Exercise 4 · Bytes per token
 #
 # *3 minutes · difficulty ●○○○○*
 #
-# How many bytes does the cache keep for ONE token, over all layers? Count from the config alone: a key and a value (2), for each layer, each K/V head, each column; then bytes instead of numbers (2405.04434, table 1, has the same count; it writes $2 n_g d_h l$).
+# How many bytes does the cache keep for ONE token, over all layers? Count from the config alone: a key and a value (2), for each layer, each K/V head, each column; then bytes instead of numbers (arXiv 2405.04434, table 1, has the same count; it writes $2 n_g d_h l$).
 #
 # | name | meaning |
 # |---|---|
@@ -337,10 +355,10 @@ def kv_bytes_per_token(cfg, dtype):
 my_kv_bytes = check(kv_bytes_per_token)
 
 # %% [markdown]
-# Three models now, of about the same number of parameters. What the K and V projections save goes into the feed-forward, as in 1911.02150, section 4.1. Your formula, beside the bytes of live tensors:
+# Three models now, of about the same number of parameters. What the K and V projections save goes into the feed-forward, as in arXiv 1911.02150, section 4.1. Your formula, beside the bytes of live tensors:
 
 # %%
-models = {"MHA": model, "GQA, 2 groups": sized(2), "MQA": sized(1)}
+models = {"MHA": model, "GQA (G = 2)": sized(2), "MQA": sized(1)}
 for name, one in models.items():
     formula = my_kv_bytes(one.cfg, torch.float32)
     live = sum(layer.nbytes for layer in one.new_cache(1, 2048))
@@ -352,9 +370,9 @@ for name, one in models.items():
 # %% [markdown]
 # ## Measured: tokens per second over the context
 #
-# A few decoding steps each, at contexts from 64 to 2,048 tokens. Models and contexts take turns, so that whatever else this machine does meets all of them alike; each figure is a median.
+# A few decoding steps each, at contexts from 64 to 2,048 tokens. Models and contexts take turns, so that whatever else this machine does meets all of them alike; each figure is a median. The two cells that measure are folded; you may skip them.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 
 
 STEPS = 4
@@ -378,7 +396,7 @@ def steps(name, one, context):
 
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 contexts, runs, counts = [64, 2048] if fast() else [64, 128, 256, 512, 1024, 2048], [], []
 for context in contexts:
     text = torch.zeros(1, context + 1, dtype=torch.int64)
@@ -390,8 +408,8 @@ with torch.no_grad():
 rates = [(run.side, n / t) for run, n, t in zip(runs, counts, medians, strict=True)]
 rows = [dict(rates[4 * place : 4 * place + 4]) for place in range(len(contexts))]
 for context, row in zip(contexts, rows, strict=True):
-    line = ", ".join(f"{name} {rate:,.0f}" for name, rate in row.items())
-    print(f"{context:5d} tokens, tokens per second: {line}")
+    line = "; ".join(f"{name}: {rate:,.{0 if rate >= 10 else 1}f}" for name, rate in row.items())
+    print(f"after {context} tokens, tokens per second: {line}")
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plots.figure(7, 3.8)
@@ -402,14 +420,15 @@ axes.set_xticks(contexts, [str(c) for c in contexts])
 axes.minorticks_off()
 plots.label_lines(axes)
 plots.show(fig, "Tokens per second over the context: least without a cache, most with MQA.")
-guess.compare(rows[-1]["MHA"] / rows[-1]["no cache"])
+guess.compare(rows[-1]["MHA"] / rows[-1]["no cache"], how="here")
 
 # %% [markdown]
-# That answers both questions: without a cache a step computes all positions again; with one it reads all their keys and values, and GQA and MQA have fewer to read.
+# The first question is answered: without a cache a step computes all positions again. For the second, hold each step against its bytes: in the next cell, the time of a step, and how long a copy of as many bytes takes here.
 #
-# What would a GPU need? At least the bytes of weights and cache over the bandwidth of its memory (arithmetic, in bf16, for one user). Beside it, the step that was measured here, and how long this machine needs to copy as many bytes. The rest is small operations one after another (see the step at 64 tokens), attention that does not reach a copy's speed, and whatever else this machine does.
+# Beside it, what a GPU would need at best: the bytes of weights and cache over the bandwidth of its memory (computed, in bf16, for one user). The last line is for the same benchmark on a real H200; it stays empty until one has been run.
 
 # %% tags=["nbval-ignore-output"]
+shares = {}
 for name, one in models.items():
     active = accounting.parameters(one.cfg).active
     nbytes = 2 * active + 2048 * my_kv_bytes(one.cfg, torch.bfloat16)
@@ -417,14 +436,23 @@ for name, one in models.items():
     times = {gpu: accounting.roofline_seconds(flops, nbytes, gpu) for gpu in ("H200", "RTX 4090")}
     words = ", ".join(f"{gpu} {1e6 * seconds:.0f} µs" for gpu, seconds in times.items())
     least = 2 * nbytes / here.bandwidth  # fp32 has twice the bytes of bf16
-    print(f"{name:14} {nbytes / 1e6:4.1f} MB, at least {words};", end=" ")
+    shares[name] = least * rows[-1][name]
+    print(f"{name}: {nbytes / 1e6:.1f} MB in bf16, at best {words};", end=" ")
     print(f"here, in fp32: {1e3 / rows[-1][name]:.1f} ms, a copy {1e3 * least:.1f} ms")
+print(f"MHA's copy would take {shares['MHA']:.0%} of its step:", end=" ")
+if shares["MHA"] < 0.5:
+    print("here arithmetic and layout dominate.")
+    ordered = rows[-1]["MHA"] < rows[-1]["GQA (G = 2)"] < rows[-1]["MQA"]
+    print("The trend follows" if ordered else "Not even the trend follows", end=" ")
+    print("the bytes; that the memory sets the time is a GPU's case.")
+else:
+    print("here, too, the memory sets most of the time.")
 machine.recorded("decode")
 
 # %% [markdown]
 # ## Under the roofline
 #
-# Attention over $S$ cached positions does $4 S H d$ operations (two products, multiply and add) and in bf16 reads $4 S G d$ bytes: $H/G$ operations per byte. MHA: 1, however long the text. A GPU can do far more for each byte, up to the bend of its roof. With $H = 128$, $d = 128$, on the H200's roof (an operation is a FLOP):
+# Attention over $S$ cached positions does $4 S H d$ operations (two products, multiply and add) and in bf16 reads $4 S G d$ bytes: $H/G$ operations per byte. MHA: 1, however long the text. A GPU can do far more for each byte, up to the ridge of its roof. With $H = 128$, $d = 128$, on the H200's roof (an operation is a FLOP). The points are computed, not measured: nothing can be faster, so read them as "at best".
 
 # %% tags=["hide-input"]
 S, H, d = 32768, 128, 128
@@ -434,16 +462,19 @@ for name, G in {"MHA": 128, "GQA, 8 groups": 8, "MQA": 1}.items():
 points["MHA, prefill"] = (2 * S * S * H * d, 8 * S * H * d)  # half the pairs; q, k, v, o once each
 fig, axes = plots.figure(7, 3.8)
 plots.roofline(axes, ["H200", "RTX 4090"], points)
-plots.show(fig, "Decoding with MHA lies far left, MQA near the roof's bend, prefill far right.")
+plots.show(fig, "Decoding with MHA lies far left, MQA near the ridge, prefill far right.")
 for gpu in ("H200", "RTX 4090"):
-    print(f"{gpu}: the bend is at {accounting.ridge(gpu):.0f} operations per byte")
+    made = accounting.GPUS[gpu]
+    speeds = f"{made.bandwidth / 1e12:.2f} TB/s, {made.flops[torch.bfloat16] / 1e12:.0f} TFLOP/s"
+    print(f"{gpu}: {speeds} in bf16, ridge at {accounting.ridge(gpu):.0f} FLOP per byte")
+    print(f"    ({made.source})")
 
 # %% [markdown]
 # ## Exercise 5 · How many users fit?
 #
 # *3 minutes · difficulty ●○○○○*
 #
-# A server holds the weights ONCE, and a cache for each user. Guess first: if 80 GB are for caches alone, how many users with 32,768 tokens each does LLaMA-3.1-405B leave room for, at 516,096 bytes per token? The cell after the check tells.
+# A server holds the weights ONCE, and a cache for each user.
 #
 # $$\mathrm{users} = \left\lfloor \frac{\mathrm{memory} - \mathrm{weights}}{\mathrm{bytes\ per\ token} \cdot \mathrm{context}} \right\rfloor, \quad \mathrm{or}\ 0$$
 #
@@ -467,7 +498,7 @@ def users_that_fit(memory, weights, bytes_per_token, context):
 my_users = check(users_that_fit)
 
 # %% [markdown]
-# Three published models. Their bytes per token stand in table 1 of DeepSeek's ISCA paper (2505.09343): 70,272, 327,680 and 516,096. Here they come from each config, two of them by your function. DeepSeek-V3 caches something else than keys and values: $512 + 64$ numbers per layer, which is lesson 03.
+# Three published models. Their bytes per token stand in table 1 of DeepSeek's ISCA paper (arXiv 2505.09343): 70,272, 327,680 and 516,096. Here they come from each config, two of them by your function. DeepSeek-V3 caches something else than keys and values: $512 + 64$ numbers per layer, which is lesson 03.
 
 
 # %%
@@ -493,7 +524,7 @@ for name, (per_token, size) in published.items():
 # %% [markdown]
 # ## Who serves more?
 #
-# **Question:** DeepSeek-V3 has nine times the parameters of Qwen2.5-72B, and a cache 4.7 times smaller. The weights must fit first. From which memory on does V3 serve more users, and does the context change that? Move the sliders: a server of eight H200 has 1,128 GB. An 8-bit cache has one byte per number instead of two.
+# **Question:** DeepSeek-V3 has nine times the parameters of Qwen2.5-72B (in bytes 4.6 times: V3's weights are FP8, one byte each, Qwen's are bf16, two), and a cache 4.7 times smaller. The weights must fit first. From which memory on does V3 serve more users, and does the context change that? Move the sliders: a server of eight H200 has 1,128 GB. An 8-bit cache has one byte per number instead of two.
 
 
 # %%
@@ -522,7 +553,7 @@ explore(draw, alt, memory_GB=(80, 2000, 8), context=contexts_of_users, cache_bit
 # %% [markdown]
 # ## When does it NOT pay?
 #
-# A small cache costs something elsewhere: V3's weights, or quality. Three crossovers: the memory from which V3 serves more users than Qwen; the context at which one step reads as many bytes of cache as of weights (below it a smaller cache cannot even halve the time); and what the cache brought here for a short text.
+# The cache is not all: V3's weights must fit too. Three crossovers: the memory from which V3 serves more users than Qwen; the context at which one step reads as many bytes of cache as of weights (below it a smaller cache cannot even halve the time); and what the cache brought here for a short text.
 
 # %% tags=["nbval-ignore-output"]
 (b3, w3), (bq, wq) = published["DeepSeek-V3"], published["Qwen2.5-72B"]
@@ -543,12 +574,12 @@ for context, row in ((contexts[0], rows[0]), (contexts[-1], rows[-1])):
 # - texts are short and users few: the weights are most of what is read;
 # - a prompt is read (prefill): all its positions pass at once, each key serves many queries, and arithmetic is the limit, as the roofline shows.
 #
-# And fewer K/V heads cost some quality. A T5 of the XXL size, converted and trained 5% longer, scored 47.2 on average as MHA before, 47.1 with 8 groups, 46.6 with MQA, at 1.51, 0.28 and 0.24 seconds per sample (2305.13245, table 1). Sharing trades quality for bytes. Is there a way to a small cache without giving up heads?
+# And fewer K/V heads cost some quality. A T5 of the XXL size, converted and trained 5% longer, scored 47.2 as MHA before (the average of ROUGE-1, BLEU and F1 over seven tasks: summaries, translation, questions), 47.1 with 8 groups, 46.6 with MQA, at 1.51, 0.28 and 0.24 seconds per sample (arXiv 2305.13245, table 1). Sharing trades quality for bytes. Is there a way to a small cache without giving up heads?
 
 # %% [markdown]
 # ## In the real DeepSeek
 #
-# There is: Multi-head Latent Attention (2405.04434, section 2.1; V3 report, section 2.1.1). V3 keeps ONE vector of 512 numbers from which the keys and values of all heads can be computed, and one turned key of 64 for all heads: lesson 03.
+# There is: Multi-head Latent Attention (arXiv 2405.04434, section 2.1; arXiv 2412.19437, section 2.1.1). V3 keeps ONE vector of 512 numbers from which the keys and values of all heads can be computed, and one rotated key of 64 for all heads: lesson 03.
 #
 # | | your MHA | DeepSeek-V3 |
 # |---|---|---|
@@ -559,7 +590,7 @@ for context, row in ((contexts[0], rows[0]), (contexts[-1], rows[-1])):
 #
 # A layer of V3, with 16 times the heads, keeps less than a layer of yours.
 #
-# What came after, by public code and posts: V3.2 attends to 2,048 chosen positions only; V4 replaced MLA by shared keys and values in compressed layers.
+# What came after: V3.2, by its report (arXiv 2512.02556), attends to 2,048 chosen positions only.
 
 # %%
 wide = minids.ModelConfig.preset("deepseek-v3", attention="mha", head_dim=128)
@@ -572,7 +603,7 @@ print(f"163,840 tokens, one user: {163840 * as_mha / 1e9:.0f} GB or {163840 * la
 # ## To remember
 #
 # 1. Keys and values of old positions never change, so they are kept: a step computes one position.
-# 2. Decoding waits for memory: each token reads all weights and the whole cache.
+# 2. Each new token reads all weights and the whole cache: on a GPU, that sets the time.
 # 3. $G$ K/V heads instead of $H$ make the cache $H/G$ times smaller, for every token of every user.
 #
 # ## Quiz
@@ -580,10 +611,10 @@ print(f"163,840 tokens, one user: {163840 * as_mha / 1e9:.0f} GB or {163840 * la
 # Open an answer to see whether it is right.
 #
 # **1.** Why are old queries not cached?
-# <details><summary>they change with each new token</summary>No: they stay as they are.</details>
 # <details><summary>nobody asks for them again</summary>Yes: position t needs its own query, and all keys and values.</details>
+# <details><summary>they change with each new token</summary>No: they stay as they are.</details>
 #
-# **2.** 40 tokens are in the cache. By which position is the next one turned?
+# **2.** 40 tokens are in the cache. By which position is the next one rotated?
 # <details><summary>0: it is the only one in this step</summary>No: then all distances would be wrong.</details>
 # <details><summary>40</summary>Yes: they stand at 0 to 39.</details>
 #
@@ -592,13 +623,13 @@ print(f"163,840 tokens, one user: {163840 * as_mha / 1e9:.0f} GB or {163840 * la
 # <details><summary>0, for 3 // 4 is 0</summary>Yes: heads 0 to 3 share head 0.</details>
 #
 # **4.** You replace MHA by MQA. What gets faster most?
-# <details><summary>reading a long prompt</summary>No: arithmetic is the limit there.</details>
 # <details><summary>writing after a long prompt, for many users</summary>Yes: then caches are most of what is read.</details>
+# <details><summary>reading a long prompt</summary>No: arithmetic is the limit there.</details>
 
 # %% [markdown]
 # ## Homework
 #
-# Each begins with `import minids`.
+# Begin a new notebook with `import minids, torch`; for the first, add `model = minids.Transformer(minids.ModelConfig.preset("tiny", attention="gqa", n_routed_experts=0)).eval()`.
 #
 # 1. Keep the cache in fewer bits: `model.new_cache(1, 64, dtype=torch.bfloat16)`, then `torch.float8_e4m3fn`. Pass 50 tokens through `model(tokens, cache)` one by one. How far do the last logits move (`minids.numerics.relative_error`), and do the likeliest tokens change?
 # 2. Take the `config.json` of a model that you use, and build its `minids.ModelConfig(attention="gqa", …)`. How many bytes per token, and how many users with 8,192 tokens fit into your GPU beside the weights?

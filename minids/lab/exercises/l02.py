@@ -33,6 +33,7 @@ DECODE_ATTENTION = Exercise(
         {"B": 2, "S": 32, "length": 24, "H": 8, "d": 16},
         {"B": 1, "S": 9, "length": 9, "H": 2, "d": 10},
         {"B": 2, "S": 5, "length": 1, "H": 3, "d": 4},
+        {"B": 2, "S": 12, "length": 5, "H": 2, "d": 4, "rest": math.inf},  # what lies beyond `length`
     ],
     hints=[
         "Cut first: k[:, :length] is what the query may see, and it may see all of that. Which mask is left to apply?",
@@ -43,8 +44,33 @@ DECODE_ATTENTION = Exercise(
 
 
 @DECODE_ATTENTION.inputs
-def _(r, B, S, length, H, d):
-    return r.normal(B, 1, H, d), r.normal(B, S, H, d), r.normal(B, S, H, d), length, 1.3 * d**-0.5
+def _(r, B, S, length, H, d, rest=None):
+    q, k, v = r.normal(B, 1, H, d), r.normal(B, S, H, d), r.normal(B, S, H, d)
+    if rest is not None:
+        k[:, length:], v[:, length:] = rest, rest
+    return q, k, v, length, 1.3 * d**-0.5
+
+
+@DECODE_ATTENTION.wrong(
+    "A weight of 0 does not remove what memory held before: that may be inf or NaN, and 0 times either is NaN. Cut the empty places "
+    "off, as in k[:, :length]."
+)
+def masked_not_cut(q, k, v, length, scale):
+    return attend(q, k, v, scale, torch.arange(k.shape[1]) < length)
+
+
+@DECODE_ATTENTION.wrong(
+    "The axes of the result are in the order [B,H,1,d]: it must be [B,1,H,d], as q is. A .transpose(1, 2) mends it."
+)
+def heads_first(q, k, v, length, scale):
+    return decode_attention(q, k, v, length, scale).transpose(1, 2)
+
+
+@DECODE_ATTENTION.wrong(
+    "The axis of the one token is lost: the result must be [B,1,H,d], as q is, so that it fits into the model."
+)
+def token_axis_lost(q, k, v, length, scale):
+    return decode_attention(q, k, v, length, scale)[:, 0]
 
 
 @DECODE_ATTENTION.wrong(
@@ -70,9 +96,7 @@ def without_the_newest(q, k, v, length, scale):
     return attend(q, k[:, : length - 1], v[:, : length - 1], scale)
 
 
-@DECODE_ATTENTION.wrong(
-    "The scores of the empty places are set to 0, a score like any other (e^0 = 1): cut them off, or make them -inf."
-)
+@DECODE_ATTENTION.wrong("The scores of the empty places are set to 0, a score like any other (e^0 = 1): cut them off.")
 def emptied_with_zero(q, k, v, length, scale):
     return attend(q, k, v, scale, torch.arange(k.shape[1]) < length, hidden=0.0)
 
@@ -228,6 +252,25 @@ def room_lost(q, k, v, k_cache, v_cache, length, cos, sin, scale):
     return attend(q, k, v, scale), k, v
 
 
+@DECODE_STEP.wrong("You write into the caches that were given. Clone the cache first, then write into the clone.")
+def written_in_place(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    o, *caches = decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale)
+    k_cache.copy_(caches[0]), v_cache.copy_(caches[1])
+    return o, k_cache, v_cache
+
+
+@DECODE_STEP.wrong("You turned by all S rows of cos and sin; the token needs row `length` alone.")
+def turned_by_all_rows(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = layers.apply_rope(q, cos, sin), layers.apply_rope(k, cos, sin)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The output's axes are in the order [B,H,1,d]: it must be [B,1,H,d], as q is.")
+def output_heads_first(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    o, *caches = decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale)
+    return o.transpose(1, 2), *caches
+
+
 # 02.3 ------------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +355,28 @@ def order_lost(q, k, v, scale):
     return o.unflatten(2, (G, n)).transpose(2, 3).flatten(2, 3)
 
 
+@GROUPED_ATTENTION.wrong(
+    "q has H heads, k and v have G, and nothing brings them together (with G = 1 it works by chance): view q as "
+    "[B,G,H/G,d], so that each group meets its own K/V head."
+)
+def heads_not_matched(q, k, v, scale):
+    return attend(q, k, v, scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The axes of the result are in the order [B,H,1,d]: it must be [B,1,H,d], as q is. A .reshape(B, 1, H, d) mends it."
+)
+def grouped_heads_first(q, k, v, scale):
+    return grouped_attention(q, k, v, scale).transpose(1, 2)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The heads come out by groups, [B,G,H/G,d]: bring them side by side at the end, .reshape(B, 1, H, d)."
+)
+def groups_left(q, k, v, scale):
+    return grouped_attention(q, k, v, scale).flatten(1, 2).unflatten(1, (k.shape[2], -1))
+
+
 @GROUPED_ATTENTION.wrong("The scale is missing: multiply the scores by it before the softmax.")
 def grouped_unscaled(q, k, v, scale):
     n = q.shape[2] // k.shape[2]
@@ -370,6 +435,11 @@ def elements(cfg, dtype):
     return 2 * numbers(cfg)
 
 
+@KV_BYTES.wrong("You count 2 bytes for every number: that is bfloat16's; other dtypes differ, so take dtype.itemsize.")
+def two_bytes(cfg, dtype):
+    return 2 * numbers(cfg) * 2
+
+
 @KV_BYTES.wrong("That is a single layer's: every layer keeps keys and values of its own.")
 def one_layer(cfg, dtype):
     return 2 * cfg.kv_heads * cfg.attention_head_dim * dtype.itemsize
@@ -403,11 +473,11 @@ USERS = Exercise(
     users_that_fit,
     minutes=3,
     sizes=[
-        {"GB": 80, "weights": 16, "kB": 512, "context": 4096},
-        {"GB": 141, "weights": 70, "kB": 70, "context": 1000},
-        {"GB": 24, "weights": 40, "kB": 128, "context": 2048},
-        {"GB": 97, "weights": 33, "kB": 1000, "context": 8000},
-        {"GB": 81, "weights": 7, "kB": 327, "context": 32768},
+        {"memory": 80 * 10**9, "weights": 16 * 10**9, "bytes_per_token": 512_000, "context": 4096},
+        {"memory": 141 * 10**9, "weights": 70 * 10**9, "bytes_per_token": 70_272, "context": 1001},
+        {"memory": 24 * 10**9, "weights": 40 * 10**9, "bytes_per_token": 131_072, "context": 2048},
+        {"memory": 97 * 10**9, "weights": 33 * 10**9, "bytes_per_token": 1_000_000, "context": 8001},
+        {"memory": 81 * 10**9, "weights": 7 * 10**9, "bytes_per_token": 327_680, "context": 32768},
     ],
     hints=[
         "What is left for the caches once the weights are in? And how much of it does one user take?",
@@ -418,8 +488,8 @@ USERS = Exercise(
 
 
 @USERS.inputs
-def _(r, GB, weights, kB, context):
-    return GB * 10**9, weights * 10**9, kB * 10**3, context
+def _(r, memory, weights, bytes_per_token, context):
+    return memory, weights, bytes_per_token, context
 
 
 @USERS.wrong("You round up: the last user's cache does not fit as a whole. Round down.")
