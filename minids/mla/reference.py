@@ -12,7 +12,30 @@ Both are the same function; the scale is (P+R)^-0.5 in both (V2 eq. 9-19).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from minids.layers import apply_rope, rms_norm
+
+
+def compress_kv(
+    x: Tensor, w_kv_a: Tensor, norm_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What is cached of x [B,T,D], w_kv_a [C+R,D]: c_kv [B,T,C], normed, and k_rope [B,T,R], turned (V3 eq. 1, 3)."""
+    c_kv, k_rope = F.linear(x, w_kv_a).split([norm_weight.shape[0], 2 * cos.shape[-1]], -1)
+    return rms_norm(c_kv, norm_weight, eps), apply_rope(k_rope.unsqueeze(-2), cos, sin).squeeze(-2)
+
+
+def split_heads_kv(kv: Tensor, heads: int, nope: int) -> tuple[Tensor, Tensor]:
+    """k_nope [B,S,H,P] and v [B,S,H,V] of kv_b_proj's result [B,S,H*(P+V)]; a head has its key, then its value."""
+    kv = kv.unflatten(-1, (heads, -1))
+    return kv[..., :nope], kv[..., nope:]
+
+
+def decoupled_rope(q: Tensor, heads: int, nope: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q_nope [B,T,H,P] and q_rope [B,T,H,R], turned, of queries [B,T,H*(P+R)], [nope | rope] a head (V3 eq. 7-9)."""
+    q = q.unflatten(-1, (heads, -1))
+    return q[..., :nope], apply_rope(q[..., nope:], cos, sin)
 
 
 def visible(T: int, S: int, device=None) -> Tensor:
