@@ -31,7 +31,7 @@ _ = torch.manual_seed(0)
 #
 # In lesson 02 every token left $2Hd$ numbers in the cache of each layer: a key and a value for each of $H$ heads of width $d$. All of them are read again for every new token. Sharing heads (GQA) makes the cache smaller. What does that cost?
 #
-# First a model to try it on: two layers, $H = 8$ heads of width $d = 16$, a key and a value for each. The next cell trains it, on the text of lesson 01, and measures its **loss** on a sample of held-out files, in bits per byte as there. Reading the text and training take about 10 to 20 seconds on two processor cores.
+# First a model to try it on: two layers, $H = 8$ heads of width $d = 16$, a key and a value for each. The next two cells train it, on the text of lesson 01, and measure its **loss** on a sample of held-out files, in bits per byte as there. Reading the text and training take about 10 to 20 seconds on two processor cores.
 
 # %% tags=["nbval-ignore-output"]
 STEPS, SEEDS, PIECES = (4, 2, 4) if fast() else (80, 3, 32)
@@ -174,7 +174,7 @@ print(f"            64 best directions {low_rank[64]:.3f}, untouched {whole:.3f}
 # Two warnings before you believe the figure.
 #
 # - Half of it is free: keys and values are both products with the same input of $D = 128$ columns, so they never fill more than 128 of the 256 dimensions.
-# - Little loss does not mean that little energy was left out. The next cell counts the directions that hold 99% of the energy; compare that with the number that the loss asked for. Much of what keys and values contain makes no difference to the prediction.
+# - Little loss does not mean that little energy was left out. The next cell counts the directions that hold 99% of the energy; compare that with the number that the loss asked for. The more there are between the two, the more of what keys and values contain makes no difference to the prediction.
 #
 # And a question for the next section: what happens to the count when RoPE turns the keys? The same key then points elsewhere at every position.
 
@@ -231,14 +231,12 @@ for t, s in ((7, 7), (8, 7), (108, 107), (20, 7)):
 
 # %%
 fig, axes = plots.figure(7, 3)
-axes.plot(range(65), [moved(distance, 0) for distance in range(65)], label="with RoPE")
-axes.plot([0, 64], [0, 0], label="without")
+axes.plot(range(65), [moved(distance, 0) for distance in range(65)])
 axes.set(xlabel="distance from query to key", ylabel="change of the matrix / its size")
-plots.label_lines(axes)
-plots.show(fig, "With RoPE the matrix changes with the distance; without, it stays the same.")
+plots.show(fig, "How far RoPE moves the matrix between query and latent, over their distance.")
 
 # %% [markdown]
-# The matrix is another one for every distance. So no single matrix can move to the query: at each step all old keys would have to be made from their latents again, and turned again (2405.04434, section 2.1.3).
+# Rows 2 and 3 agree: only the distance counts. But the matrix is another one for every distance, so no single matrix can move to the query: at each step all old keys would have to be made from their latents again, and turned again (2405.04434, section 2.1.3).
 #
 # The way out is **decoupled RoPE**. Each head's query and key get two kinds of columns:
 #
@@ -250,6 +248,30 @@ plots.show(fig, "With RoPE the matrix changes with the distance; without, it sta
 # $$\mathrm{score}_{ts} = \left(q^{nope}_t \cdot k^{nope}_s + q^{rope}_t \cdot k^{rope}_s\right) \cdot \mathrm{scale}$$
 
 # %% [markdown]
+# Does that bring absorbing back? The next cell lets a query at position 63 meet 64 latents, in both ways: keys made from the latents and turned, and decoupled. Each time it compares the true scores with those of ONE matrix moved to the query.
+
+# %%
+cos, sin = layers.rope_tables(cfg, torch.arange(64))
+c, q_nope, k_rope, q_rope = (torch.randn(64, width) for width in (48, 16, 16, 16))
+
+
+def turn(x):
+    """The rows of x [64, 16], each turned by its position."""
+    return layers.apply_rope(x[:, None], cos, sin)[:, 0]
+
+
+k_nope, at_once = c @ W_uk.T, c @ (W_uk.T @ q_nope[63])  # all keys; one matrix for all
+by_rope = turn(k_rope) @ turn(q_rope)[63]
+for name, true, absorbed in (
+    ("keys of the latent turned", turn(k_nope) @ turn(q_nope)[63], at_once),
+    ("decoupled", k_nope @ q_nope[63] + by_rope, at_once + by_rope),
+):
+    error = minids.numerics.relative_error(absorbed, true)
+    print(f"{name:25}: one matrix is off by {error:.1e} of the largest score")
+
+# %% [markdown]
+# An error of about $10^{-7}$ is the rounding of float32: there the two ways are the same.
+#
 # ### The letters
 #
 # $B$, $T$, $D$, $H$ and $d = D/H$ are those of lessons 01 and 02. New ones, with the sizes of the model that you will race:
@@ -262,7 +284,7 @@ plots.show(fig, "With RoPE the matrix changes with the distance; without, it sta
 # | $P$ | nope columns of a head's query and key | `qk_nope_head_dim` | 16 |
 # | $V$ | columns of a head's value | `v_head_dim` | 16 |
 #
-# $P$, $R$ and $V$ may be chosen freely; none of them must be $d$. A query now has $P + R$ columns, and the scale is $1/\sqrt{P+R}$.
+# $P$, $R$ and $V$ may be chosen freely ($R$ even, for RoPE turns pairs); none of them has to be $d$. A query now has $P + R$ columns, and the scale is $1/\sqrt{P+R}$.
 
 # %% [markdown]
 # ## Exercise 1 · What is cached
@@ -478,9 +500,9 @@ print(f"by your function, 100 tokens, 2 layers, 4 bytes: {mine:,} bytes")
 # %% [markdown]
 # ## The race
 #
-# Same data, same steps, same number of parameters; MHA has four times the cache of the others. Each runs from several **seeds** (the number that decides the first weights and the order of the data), because one run alone says nothing: a different seed gives a different loss. MLA trains with YOUR functions.
+# Same data, same steps, same number of parameters; MHA has four times the cache of the others. Each runs from several **seeds** (the number that decides the first weights and the order of the data), because one run alone says nothing: a different seed gives a different loss. MLA trains with YOUR functions (or the references, where a check did not pass).
 #
-# The cell takes about a minute on two cores, and prints a line for each run.
+# The cell takes one to two minutes on two cores, and prints a line for each run.
 
 # %% tags=["nbval-ignore-output"]
 losses = {name: [] for name in configs}
@@ -630,7 +652,7 @@ for name, seconds in times.items():
 # DeepSeek-V2's abstract says that its cache is 93.3% smaller than that of the older DeepSeek 67B. The next cell counts: 60 layers of $512 + 64$ numbers, against 95 layers of GQA with 8 heads of 128 (that model's sizes are from secondary sources).
 
 # %%
-v2, v2_lite = (minids.ModelConfig.preset(name) for name in ("deepseek-v2", "deepseek-v2-lite"))
+v2 = minids.ModelConfig.preset("deepseek-v2")
 ours, older = accounting.kv_elements_per_token(v2), 95 * 2 * 8 * 128
 print(f"in numbers: {ours:,} against {older:,}, {1 - ours / older:.1%} fewer")
 print(f"both in 2 bytes: the same, {1 - 2 * ours / (2 * older):.1%}")
@@ -650,7 +672,7 @@ for name, model in (("V2", v2), ("V3", v3)):
 #
 # 1. MLA caches one latent and one small rope key per token, $C + R$ numbers, however many heads there are.
 # 2. RoPE would put another matrix between query and latent for every distance; so positions get columns of their own.
-# 3. The cache shrinks by arithmetic; that the loss does not suffer is a measurement, with a spread.
+# 3. The cache shrinks by arithmetic; whether the loss suffers is a measurement, with a spread.
 #
 # ## Quiz
 #
