@@ -251,6 +251,26 @@ def test_a_name_of_two_lessons_is_asked_for(twin, notebook, said):
     accepted(fn, said, "01.1 rms_norm")
 
 
+def test_an_argument_changed_in_place_fails_without_gradients_too(twin, said):
+    def in_place(x, weight, eps):
+        y = right(x, weight, eps)
+        x.zero_()
+        return y
+
+    before = "its argument x is not what it was before the call"
+    rejected(in_place, said, before, "It changes its argument x in place", name="98.1")
+
+
+class Rude(Callable):
+    @property
+    def __signature__(self):
+        raise RuntimeError("none of your business")
+
+
+def test_an_object_that_breaks_the_check_fails(said):
+    rejected(Rude(), said, "your answer cannot be tried: RuntimeError (none of your business)")
+
+
 def test_a_function_of_another_lesson_is_judged_as_what_it_is_called(said):
     lines = rejected(layers.swiglu, said, "your function takes (x, w_gate, w_up, w_down")
     assert lines[1].endswith("; it must take (x, weight, eps), as the stub does")
@@ -705,11 +725,11 @@ def test_the_solution_of_an_installed_package_is_the_reference(monkeypatch, tmp_
 
 
 def test_the_solution_ends_where_the_function_ends(tmp_path, monkeypatch):
-    body = ["# BEGIN SOLUTION", "return x", "# END SOLUTION"]
+    body = ["# BEGIN SOLUTION", "y = x", "# END SOLUTION", "return y"]
     lines = ["class A:", "    @property", "    def rms_norm(x):", *(f"        {line}" for line in body), "x = 1"]
     (tmp_path / "01_x.py").write_text("\n".join(lines))
     monkeypatch.setattr(solution, "SOLUTIONS", tmp_path)
-    assert solution.of(RMS) == "@property\ndef rms_norm(x):\n    return x"
+    assert solution.of(RMS) == "@property\ndef rms_norm(x):\n    y = x\n    return y"
 
 
 def test_status_shows_what_has_passed(notebook, said):

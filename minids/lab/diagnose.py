@@ -6,7 +6,7 @@ import torch
 
 from minids.lab import compare, launching
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, observe, options
+from minids.lab.observe import expected, observe, options, same_leaf
 
 
 def diagnosis(exercise, seen):
@@ -199,8 +199,5 @@ def tensors(value):
 
 
 def is_same_value(value, argument):
-    if isinstance(value, torch.Tensor) != isinstance(argument, torch.Tensor) or value is None:
-        return False
-    if isinstance(value, torch.Tensor):
-        return value.shape == argument.shape and value.dtype == argument.dtype and torch.equal(value, argument)
-    return type(value) is type(argument) and value == argument
+    tensors_both = isinstance(value, torch.Tensor) and isinstance(argument, torch.Tensor)
+    return same_leaf(value, argument) if tensors_both else type(value) is type(argument) and value == argument

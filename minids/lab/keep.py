@@ -96,8 +96,7 @@ def names_in(text):
     names, tables = [], [symtable.symtable(text, "<kept>", "exec")]
     while tables:
         table = tables.pop(0)
-        top = table.get_type() == "module"
-        names += [s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())]
+        names += [s.get_name() for s in table.get_symbols() if s.is_referenced() and s.is_global()]
         tables += table.get_children()
     return sorted(set(names))
 
