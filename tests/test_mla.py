@@ -123,3 +123,15 @@ def test_the_crossover_is_where_both_forms_cost_the_same(preset, S):
         assert (costs[1] < costs[0]) == (at > T) == absorbing_pays(cfg, T, S)
     with pytest.raises(ValueError, match="form is 'folded'"):
         reference.decode_flops("folded", 1, C, 64, P, V, 1, S)
+
+
+def test_parts_of_a_cache_merge_to_the_whole():
+    q, latents = torch.randn(2, 3, 40).double(), torch.randn(2, 50, 40).double()
+    whole, lse = reference.decode_block(q, latents, 9.0, 32)
+    parts = [reference.decode_block(q, part, 9.0, 32) for part in latents.split(7, 1)]
+    outs, lses = map(torch.stack, zip(*parts, strict=True))
+    outs, lses = torch.cat((outs, torch.full_like(outs[:1], torch.nan))), torch.cat((lses, lses[:1] - torch.inf))
+    merged = reference.merge_splits(outs, lses)
+    assert relative_error(merged[0], whole) < 1e-12 and relative_error(merged[1], lse) < 1e-12
+    nothing = reference.merge_splits(outs[-1:], lses[-1:])
+    assert not nothing[0].any() and (nothing[1] == -torch.inf).all()
