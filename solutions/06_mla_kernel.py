@@ -5,7 +5,7 @@
 # difficulty: 4
 # needs: [torch, triton]
 # objectives:
-#   - attend to a cache in parts, and merge the parts without any error
+#   - attend to a cache in parts, and merge the parts exactly
 #   - choose how many parts keep all processors of a GPU busy
 #   - write the decode kernel in Triton, with every latent loaded once and no access out of bounds
 #   - read from the compiler whether a kernel uses the tensor cores, and whether it spills
@@ -20,7 +20,6 @@ import torch
 
 import minids
 from minids import accounting, triton_env
-from minids.bench import harness
 from minids.lab import check, explore, fast, hint, machine, plots, predict, status
 from minids.lab.meter import call
 from minids.lab.tiles import missing, tl, triton
@@ -323,7 +322,7 @@ explore(
 # | as key | `tl.dot(q_c, tl.trans(c_kv))` + the same of `q_r`, `k_rope` | `[BLOCK_H, BLOCK_N]` |
 # | as value | `tl.dot(p.to(c_kv.dtype), c_kv)` | `[BLOCK_H, C]` |
 #
-# `tl.dot` multiplies blocks, on the tensor cores, and sums in float32; both its inputs must have one dtype, hence `.to`. `tl.trans` swaps rows and columns.
+# `tl.dot` multiplies blocks, on a GPU by its **tensor cores** (units for products of small matrices), and sums in float32; both its inputs must have one dtype, hence `.to`. `tl.trans` swaps rows and columns.
 #
 # From block to block three things are kept for each head: the largest score so far $m$, the sum of weights, and the weighted sum of latents. Where $m$ grows to $m'$, both sums shrink by $e^{m - m'}$ (2205.14135).
 
@@ -332,7 +331,7 @@ explore(
 #
 # *20 minutes · difficulty ●●●●●*
 #
-# What is there: `b`, the heads `h`, columns `c` and `r`, the lanes `j` of a block, and the queries in registers. Row $s$ of sequence `b` begins at `latents + b * stride_b + s * stride_n`; its rope key `C` numbers later.
+# What is there: `b`, the heads `h`, columns `c` and `r`, the lanes `j` of a block, and the queries, loaded. Row $s$ of sequence `b` begins at `latents + b * stride_b + s * stride_n`; its rope key `C` numbers later.
 #
 # | you write | |
 # |---|---|
@@ -388,7 +387,7 @@ def my_launch(q, latents, scale, rank, block_h=16, block_n=64):
     out, lse = torch.empty(B, H, rank, device=q.device), torch.empty(B, H, device=q.device)
     my_kernel[(math.ceil(H / block_h), B)](
         q, latents, out, lse, scale, H, n, *latents.stride()[:2], C=rank, R=width - rank,
-        BLOCK_H=block_h, BLOCK_N=block_n)  # fmt: skip
+        BLOCK_H=block_h, BLOCK_N=block_n, num_stages=2)  # fmt: skip
     return out, lse
 
 
@@ -433,7 +432,7 @@ if not counted:
 # %% [markdown]
 # ## What the compiler makes of it
 #
-# Some words. 32 threads that run in step are a **warp**; a program has 4 or 8. Each thread has at most 255 **registers**, for the numbers at hand; what does not fit **spills** to slow memory. **Shared memory** is the fast memory of one SM, 227 KiB on Hopper (H100, H200), where rows wait to be multiplied. **wgmma** is Hopper's instruction for a product of at least 64 rows by four warps together; the older **mma** reaches only a part of its speed.
+# Some words. 32 threads that run in step are a **warp**; a program has 4 or 8. Each thread has at most 255 **registers**, for the numbers at hand; what does not fit **spills** to slow memory. **Shared memory** is the fast memory of one SM, 227 KiB on Hopper (H100, H200), where rows wait to be multiplied. **wgmma** is Hopper's instruction for a product of at least 64 rows by four warps together; the older **mma** takes smaller products, and cannot reach Hopper's full speed.
 #
 # The next cell compiles minids' kernel for Hopper, called sm_90. No GPU is needed for that.
 
@@ -511,10 +510,9 @@ def parts_in_torch(n):
 runs = {"three steps": lambda: plain(q, latents, scale, C)}
 for n in (1, 8, 32, 128):
     runs[f"{n} part{'s' * (n > 1)}"] = lambda n=n: parts_in_torch(n)
-sides = [harness.Contender(name, "", lambda _, run=run: run()) for name, run in runs.items()]
-wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-times = harness.alternate(sides, 7, wait)  # in turns, for machines drift
-clock = {name: statistics.median(one) for name, one in zip(runs, times, strict=True)}
+rounds = range(7)  # in turns, for machines drift
+times = [{name: machine.median_seconds(run, 1) for name, run in runs.items()} for _ in rounds]
+clock = {name: statistics.median(one[name] for one in times) for name in runs}
 for name, one in clock.items():
     share = floor / one / here.bandwidth
     print(f"{name:12s} {1e3 * one:6.1f} ms, {share:4.0%} of this machine's bandwidth")
