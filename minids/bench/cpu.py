@@ -120,17 +120,17 @@ class Transformers:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def run(quick=False):
-    """The result of the suite; raises BenchError where the two sides' logits differ."""
+def run(quick=False, save=None, until=None):
+    """The result of the suite, saved after each case; raises BenchError where the two sides' logits differ."""
     sizes = QUICK if quick else Sizes()
     torch.manual_seed(0)
     cfg = ModelConfig.preset("tiny", max_position_embeddings=max(sizes.contexts) + ROOM)
     sides, skipped = open_sides(cfg)
     check_agreement(sides, cfg)
-    cases = [training(sides, cfg, sizes), prefill(sides, cfg, sizes)]
-    cases += [decode(sides, cfg, sizes, context) for context in sizes.contexts]
     settings = {**vars(sizes), "config": cfg.to_hf(), "tokens": "random, seed 0"}
-    return harness.result("cpu", cases, skipped, settings, quick)
+    cases = {"training": partial(training, sides, cfg, sizes), "prefill": partial(prefill, sides, cfg, sizes)}
+    cases |= {f"decode at {context}": partial(decode, sides, cfg, sizes, context) for context in sizes.contexts}
+    return harness.gather(cases, harness.result("cpu", [], skipped, settings, quick), save, until)
 
 
 def open_sides(cfg):

@@ -3,22 +3,25 @@
 A machine's speed drifts (heat, neighbours, memory), so two figures from two runs say little. Here every round times
 each contender once, A B C, A B C, ..., after one round that is thrown away; the drift then meets all of them alike. A
 contender's figure is the median over the rounds, its spread the smallest and the largest. Where a side comes in several
-forms (a dtype, an implementation) each is timed, and its best one stands for it.
+forms (a dtype, an implementation) each is timed, and its best one stands for it. Who computes another function (a
+baseline) is shown, and left out of the ratio.
 
 A result carries where it comes from: versions, processor, threads, date, commit and command. A side whose package is
-absent is skipped, and named.
+absent is skipped, and named. What is special about a GPU stands in gpu.py.
 """
 
 import gc
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,16 +33,34 @@ class BenchError(ValueError):
 
 @dataclass
 class Contender:
-    """One form of one side: `prepare()` runs untimed, and what it gives goes to `run`, which is timed."""
+    """One form of one side: `prepare()` runs untimed, and what it gives goes to `run`, which is timed.
+
+    `work` are the bytes and FLOPs of a run where they are known; `same` is False for one that computes something else.
+    """
 
     side: str
     form: str
     run: Callable
     prepare: Callable = lambda: None
+    work: dict = field(default_factory=dict)
+    same: bool = True
 
 
-def alternate(contenders, rounds, synchronize=lambda: None):
-    """Seconds of each round, a list per contender: after a round for warm-up, every round times each of them once."""
+def wall_clock(run, synchronize=lambda: None):
+    """The seconds that `run()` takes."""
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(contenders, rounds, synchronize=lambda: None, clock=None):
+    """Seconds of each round, a list per contender: after a round for warm-up, every round times each of them once.
+
+    `clock(run)` gives the seconds of a run; without one they are the wall's, `synchronize()` waits before and after.
+    """
+    clock = clock or partial(wall_clock, synchronize=synchronize)
     seconds = [[] for _ in contenders]
     gc.collect()
     gc.freeze()  # what lives on is not searched again, so that collecting before each run is cheap
@@ -47,46 +68,76 @@ def alternate(contenders, rounds, synchronize=lambda: None):
         for contender, times in zip(contenders, seconds, strict=True):
             state = contender.prepare()
             gc.collect()  # nobody pays for another's garbage
-            synchronize()
-            start = time.perf_counter()
-            contender.run(state)
-            synchronize()
-            elapsed = time.perf_counter() - start
+            elapsed = clock(partial(contender.run, state))
             if index:
                 times.append(elapsed)
     gc.unfreeze()
     return seconds
 
 
-def measure(case, contenders, amount, rounds, unit="tokens/s", **notes):
-    """Time `contenders` on one case whose run does `amount` units of work.
+def measure(case, contenders, amount, rounds, unit="tokens/s", clock=None, **notes):
+    """Time `contenders` on one case whose run does `amount` units of work; where that is None the figures are in µs.
 
-    Gives {"case", "unit", "forms", "best", "ratio", ...notes}: `forms` has the median, min and max rate of every
-    contender, `best` the fastest form of each side, `ratio` minids' best over the best of all others (None if alone).
+    Gives {"case", "unit", "forms", "best", "ratio", ...notes}: `forms` has the median, min and max of every contender,
+    `best` the fastest form of each side, `ratio` how many times as fast minids' best is as the best of all others that
+    compute the same (None if alone).
     """
-    seconds = alternate(contenders, rounds)
+    seconds = alternate(contenders, rounds, clock=clock)
     forms = []
     for contender, times in zip(contenders, seconds, strict=True):
-        rates = {"median": amount / statistics.median(times), "min": amount / max(times), "max": amount / min(times)}
-        forms.append({"side": contender.side, "form": contender.form, **rates, "rounds": rounds})
+        figures = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+        if amount is None:
+            unit, figures = "µs", {key: value * 1e6 for key, value in figures.items()}
+        else:
+            figures = {"median": amount / figures["median"], "min": amount / max(times), "max": amount / min(times)}
+        forms.append({"side": contender.side, "form": contender.form, **figures, "rounds": rounds})
+    slowness = {id(form): statistics.median(times) for form, times in zip(forms, seconds, strict=True)}
     best = {}
-    for form in sorted(forms, key=lambda form: -form["median"]):
+    for form in sorted(forms, key=lambda form: slowness[id(form)]):
         best.setdefault(form["side"], form)
-    others = [form["median"] for side, form in best.items() if side != "minids"]
-    ratio = best["minids"]["median"] / max(others) if others and "minids" in best else None
+    alike = {contender.side for contender in contenders if contender.same}
+    others = [slowness[id(form)] for side, form in best.items() if side != "minids" and side in alike]
+    ratio = min(others) / slowness[id(best["minids"])] if others and "minids" in best else None
     return {"case": case, "unit": unit, **notes, "forms": forms, "best": best, "ratio": ratio}
 
 
-def result(suite, cases, skipped, settings, quick=False):
-    """The dict that a suite gives back and a record holds; `skipped` maps a side's name to the reason."""
+def result(suite, cases, skipped, settings, quick=False, device=None):
+    """The dict that a suite gives back and a record holds; `skipped` maps a side's name to the reason.
+
+    `device` names what was measured, None is the processor: a suite has one record for each.
+    """
     return {
         "suite": suite,
+        "device": device or cpu_name(),
         "quick": quick,
+        "complete": True,
         "settings": settings,
         "cases": cases,
         "skipped": skipped,
         "provenance": provenance(),
     }
+
+
+def gather(measures, outcome, save=None, until=None):
+    """`outcome` with the cases of `measures` (name to function), saved after each: what is measured is not lost.
+
+    After `until` (of time.monotonic) no case is begun; those left out are named among the skipped.
+    """
+    outcome["complete"], whole = False, True
+    for name, measure_it in measures.items():
+        if until is not None and time.monotonic() > until:
+            outcome["skipped"][name], whole = "the time given (--minutes) was over", False
+            continue
+        outcome["cases"].append(measure_it())
+        if save:
+            save(outcome)
+    outcome["complete"] = whole
+    return outcome
+
+
+def slug(device):
+    """The name of a device as part of a file's name: "NVIDIA H200" is nvidia-h200."""
+    return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def provenance():
@@ -101,11 +152,21 @@ def provenance():
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if sys.modules.get("transformers"):
-        facts["transformers"] = sys.modules["transformers"].__version__
+    for name in ("transformers", "triton"):
+        if sys.modules.get(name):
+            facts[name] = sys.modules[name].__version__
     if torch.cuda.is_available():
-        facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver()}
     return facts
+
+
+def driver():
+    """The version of NVIDIA's driver, None where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None
 
 
 def cpu_name():
@@ -138,6 +199,26 @@ def commit():
 
 def table(outcome):
     """A result as text: per case, the best form of each side with its spread, and minids' ratio to the best other."""
+    rows = gpu_rows(outcome) if any(case["unit"] == "µs" for case in outcome["cases"]) else rate_rows(outcome)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{case['case']}: {case['note']}" for case in outcome["cases"] if case.get("note")]
+    for case in outcome["cases"]:
+        lines += [f"{case['case']}: skipped {side}: {reason}" for side, reason in case.get("skipped", {}).items()]
+    lines += [f"skipped {side}: {reason}" for side, reason in outcome["skipped"].items()]
+    if not outcome.get("complete", True):
+        lines.append("the run did not get to all of its cases")
+    facts = outcome["provenance"]
+    where = f"{facts['cpu']}, {facts['threads']} of {facts['cores']} threads, torch {facts['torch']}"
+    if "gpu" in facts:
+        versions = f"driver {facts.get('driver')}, CUDA {facts['cuda']}, triton {facts.get('triton')}"
+        where = f"{facts['gpu']}, {versions}, {where}"
+    lines.append(f"{where}, commit {facts['commit']}, {facts['date']}")
+    return "\n".join(lines)
+
+
+def rate_rows(outcome):
+    """A row per case: minids' rate, the best other's, and the ratio."""
     rows = [("", "minids", "beside it", "ratio")]
     for case in outcome["cases"]:
         others = sorted((f for s, f in case["best"].items() if s != "minids"), key=lambda form: -form["median"])
@@ -145,16 +226,28 @@ def table(outcome):
         ratio = f"{case['ratio']:.2f}×" if case["ratio"] else "-"
         own = cell(case["best"]["minids"]) if "minids" in case["best"] else "-"
         rows.append((f"{case['case']}, {case['unit']}", own, peer, ratio))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [f"{case['case']}: {case['note']}" for case in outcome["cases"] if case.get("note")]
-    lines += [f"skipped {side}: {reason}" for side, reason in outcome["skipped"].items()]
-    facts = outcome["provenance"]
-    where = f"{facts['cpu']}, {facts['threads']} of {facts['cores']} threads, torch {facts['torch']}"
-    lines.append(f"{where}, commit {facts['commit']}, {facts['date']}")
-    return "\n".join(lines)
+    return rows
 
 
 def cell(form):
     low, high = (f"{form[key]:,.0f}" for key in ("min", "max"))
     return f"{form['median']:,.0f} ({low}-{high}) {form['form']}"
+
+
+def gpu_rows(outcome):
+    """A row per case and side, minids first: its best form's time, what it reaches, and its time over minids'."""
+    rows = [("", "side", "µs (min-max)", "GB/s", "TFLOP/s", "of copy", "of matmul", "of roofline", "time/minids'")]
+    for case in outcome["cases"]:
+        own = case["best"].get("minids", {}).get("median")
+        name = case["case"]
+        for side, form in sorted(case["best"].items(), key=lambda pair: (pair[0] != "minids", pair[1]["median"] or 0)):
+            spread = "ran, not timed"
+            if form["median"] is not None:
+                median, low, high = (f"{form[key]:,.1f}" for key in ("median", "min", "max"))
+                spread = f"{median} ({low}-{high})"
+            reached = [f"{form[key]:,.0f}" if form.get(key) else "-" for key in ("GB/s", "TFLOP/s")]
+            shares = [f"{form[key]:.0%}" if form.get(key) else "-" for key in ("of_copy", "of_matmul", "of_roofline")]
+            ratio = f"{form['median'] / own:.2f}×" if own and side != "minids" else "-"
+            rows.append((name, f"{side} {form['form']}".rstrip(), spread, *reached, *shares, ratio))
+            name = ""
+    return rows
