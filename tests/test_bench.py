@@ -68,7 +68,7 @@ def refused(arguments, capsys):
 
 
 def test_what_cannot_run_is_told_in_one_sentence(capsys, tmp_path):
-    assert "no suite 'gpuu'; the suites are cpu" in refused(["gpuu"], capsys)
+    assert "no suite 'gpuu'; the suites are mla, layers, cpu" in refused(["gpuu"], capsys)
     assert "cannot be written" in refused(["cpu", "--json", str(tmp_path / "absent" / "x.json")], capsys)
     assert "cannot be written" in refused(["cpu", "--json", str(tmp_path)], capsys)
     assert "no figures to record" in refused(["cpu", "--quick", "--record"], capsys)
@@ -80,12 +80,19 @@ def pretend(monkeypatch, tmp_path):
     form = {"side": "minids", "form": "fp32", "median": 2.0, "min": 1.0, "max": 3.0, "rounds": 1}
     case = {"case": "work", "unit": "tokens/s", "forms": [form], "best": {"minids": form}, "ratio": None}
     suite = types.ModuleType("pretend", "pretend: a suite.")
-    suite.run = lambda quick: harness.result("pretend", [case], {"peer": "it is absent"}, {}, quick)
+    suite.device, suite.cases = "A GPU", {"work": lambda: case}
+
+    def run(quick, save, until):
+        outcome = harness.result("pretend", [], {"peer": "it is absent"}, {}, quick, suite.device)
+        return harness.gather(suite.cases, outcome, save, until)
+
+    suite.run = run
     monkeypatch.setitem(sys.modules, "pretend", suite)
     for module in (bench, command):
         monkeypatch.setattr(module, "SUITES", {"pretend": "pretend"})
-        monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
-    return tmp_path
+    monkeypatch.setattr(bench, "RECORDS", tmp_path / "records")
+    suite.folder = tmp_path
+    return suite
 
 
 def test_without_a_name_all_suites_are_listed_and_run(pretend, capsys):
@@ -96,11 +103,52 @@ def test_without_a_name_all_suites_are_listed_and_run(pretend, capsys):
 
 def test_json_and_record_are_written_whole(pretend, capsys):
     assert bench.record("pretend") is None
-    command.main(["pretend", "--json", str(pretend / "out.json"), "--record"])
-    outcome = json.loads((pretend / "out.json").read_text())["pretend"]
-    assert outcome == bench.record("pretend")
+    command.main(["pretend", "--json", str(pretend.folder / "out.json"), "--record"])
+    outcome = json.loads((pretend.folder / "out.json").read_text())["pretend"]
+    assert outcome == bench.record("pretend") and outcome["complete"]
     assert outcome["provenance"]["command"] == "python -m minids.bench pretend --record"
-    assert sorted(path.name for path in pretend.rglob("*.*")) == ["out.json", "pretend.json"]
+    assert sorted(path.name for path in pretend.folder.rglob("*.*")) == ["out.json", "pretend-a-gpu.json"]
+
+
+def test_each_device_has_its_own_record(pretend, capsys, monkeypatch):
+    dates, facts = iter(["2026-01-02", "2026-01-01"]), harness.provenance()
+    monkeypatch.setattr(harness, "provenance", lambda: {**facts, "date": next(dates)})
+    for pretend.device in ("NVIDIA H200", "AMD EPYC 9654"):
+        command.main(["pretend", "--record"])
+    assert bench.record("pretend")["device"] == "NVIDIA H200"
+    assert bench.record("pretend", "AMD EPYC 9654")["device"] == "AMD EPYC 9654"
+    assert bench.record("pretend", "amd-epyc-9654")["provenance"]["date"] == "2026-01-01"
+    assert bench.record("pretend", "NVIDIA H100") is None
+
+
+def test_an_interrupted_run_leaves_what_was_measured_and_the_record(pretend, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    pretend.cases["more"] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["pretend", "--record"])
+    left = bench.record("pretend")
+    assert [case["case"] for case in left["cases"]] == ["work"] and not left["complete"]
+    assert "did not get to all of its cases" in harness.table(left)
+    del pretend.cases["more"]
+    command.main(["pretend", "--record"])
+    assert bench.record("pretend")["complete"] and len(list(bench.RECORDS.iterdir())) == 1
+
+
+def test_no_case_is_begun_after_the_minutes_given(pretend, capsys):
+    command.main(["pretend", "--minutes", "0", "--json", str(pretend.folder / "out.json")])
+    outcome = json.loads((pretend.folder / "out.json").read_text())["pretend"]
+    assert outcome["cases"] == [] and "--minutes" in outcome["skipped"]["work"] and not outcome["complete"]
+
+
+def test_times_are_better_when_small_and_a_baseline_is_not_in_the_ratio(clock):
+    sides = [("minids", "a", [9, 2, 4, 4]), ("peer", "b", [9, 6, 6, 6]), ("baseline", "c", [9, 1, 1, 1])]
+    three = [contender(side, form, [], seconds, clock) for side, form, seconds in sides]
+    three[2].same = False
+    case = harness.measure("work", three, None, rounds=3)
+    assert case["unit"] == "µs" and case["best"]["minids"]["median"] == 4e6 and case["best"]["minids"]["min"] == 2e6
+    assert case["ratio"] == 1.5 and "1.50×" in "".join(sum(harness.gpu_rows({"cases": [case]}), ()))
 
 
 def test_cpu_suite_runs_beside_transformers(tmp_path, capsys):

@@ -1,18 +1,19 @@
 """The command of the benchmarks.
 
-    python -m minids.bench [NAME ...] [--json FILE] [--record] [--quick]
+    python -m minids.bench [NAME ...] [--json FILE] [--record] [--quick] [--minutes N]
 
-Without a NAME it lists the suites and runs them all. An unknown NAME, or a FILE that cannot be written, is told in one
-sentence with exit status 2, before anything is measured.
+Without a NAME it lists the suites and runs those that this machine can run. An unknown NAME, one that this machine
+cannot run, or a FILE that cannot be written, is told in one sentence with exit status 2, before anything is measured.
 """
 
 import argparse
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 
-from minids.bench import RECORDS, SUITES, harness
+from minids.bench import SUITES, harness, record_path, refusal
 from minids.files import write_json
 
 
@@ -23,19 +24,17 @@ def main(arguments=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, one key per suite")
     parser.add_argument("--record", action="store_true", help="make the results minids' records (bench/records)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs: no figures to quote")
+    parser.add_argument("--minutes", type=float, metavar="N", help="begin no case after N minutes")
     options = parser.parse_args(arguments)
+    names = list(dict.fromkeys(options.names)) or [name for name in SUITES if not refusal(name, options.quick)]
     check(parser, options)
-    names = list(dict.fromkeys(options.names)) or list(SUITES)
     if not options.names:
         print("suites:", *(f"  {name}: {describe(name)}" for name in SUITES), sep="\n")
+        print(*(f"not run: {refusal(name, options.quick)}\n" for name in SUITES if name not in names), sep="", end="")
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     outcomes = {}
     for name in names:
-        outcomes[name] = run(name, options)
-        if options.json:  # after each suite: a later one that fails loses nothing
-            write_json(options.json, outcomes)
-        if options.record:
-            RECORDS.mkdir(exist_ok=True)
-            write_json(RECORDS / f"{name}.json", outcomes[name])
+        run(name, options, outcomes, until)
 
 
 def check(parser, options):
@@ -47,6 +46,8 @@ def check(parser, options):
     for folder in [options.json.parent] if options.json else []:
         if options.json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             stop(parser, f"{options.json} cannot be written; give --json a file in a folder that exists")
+    for reason in filter(None, (refusal(name, options.quick) for name in options.names)):
+        stop(parser, reason)
 
 
 def stop(parser, sentence):
@@ -57,18 +58,30 @@ def describe(name):
     return (importlib.import_module(SUITES[name]).__doc__ or name).splitlines()[0]
 
 
-def run(name, options):
-    """The result of one suite, printed as a table, with the command and the machine's load before it."""
+def run(name, options, outcomes, until):
+    """Run one suite: its result is written after each case, and printed as a table."""
     load = harness.load_average()
     print(f"\n{describe(name)}", flush=True)
-    outcome = importlib.import_module(SUITES[name]).run(quick=options.quick)
     flags = [flag for flag in ("record", "quick") if getattr(options, flag)]
     command = " ".join(["python -m minids.bench", name, *(f"--{flag}" for flag in flags)])
-    outcome["provenance"] |= {"command": command, "load_before": load}
+
+    def save(outcome):
+        outcome["provenance"] |= {"command": command, "load_before": load}
+        outcomes[name] = outcome
+        if options.json:
+            write_json(options.json, outcomes)
+        if options.record and outcome["cases"]:
+            path = record_path(outcome)
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, outcome)
+            if outcome["complete"]:
+                path.with_suffix(".partial.json").unlink(missing_ok=True)
+
+    outcome = importlib.import_module(SUITES[name]).run(quick=options.quick, save=save, until=until)
+    save(outcome)
     print(harness.table(outcome), flush=True)
-    if load is not None and load > 0.5:
+    if load is not None and load > 0.5 and not options.quick:
         print(f"the machine was busy before this run (load {load}): measure again when it is idle")
-    return outcome
 
 
 if __name__ == "__main__":
@@ -77,4 +90,4 @@ if __name__ == "__main__":
     except harness.BenchError as error:
         sys.exit(f"minids.bench: {error}")
     except KeyboardInterrupt:
-        sys.exit("minids.bench: stopped; what was not finished is not written")
+        sys.exit("minids.bench: stopped; the cases that were finished are written where --json or --record say")
