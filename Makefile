@@ -15,7 +15,7 @@ help:
 	@echo "make train     five minutes of preset tiny into $(OUT)"
 	@echo "make lessons   lessons/ and solutions/ built again from solutions/*.py; changed solutions are run"
 	@echo "make bench     speed beside transformers, on this machine"
-	@echo "make gpu       the tests that need a GPU"
+	@echo "make gpu       the tests that need a GPU, then its benchmarks, recorded"
 
 $(READY): requirements.txt pyproject.toml minids/lab/jupyter_conf/ipython_kernel_config.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,6 +50,8 @@ bench: $(READY)
 
 gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch finds no CUDA GPU here')"
-	$(BIN)/python -m pytest -q -m gpu tests
+	@# about 9 minutes in all; the benchmarks compare every result themselves, so they run whatever the tests say
+	$(BIN)/python -m pytest -q -m gpu tests; tests=$$?; \
+		$(BIN)/python -m minids.bench mla layers --record --minutes 6 && exit $$tests
 
 .PHONY: help setup lab test train lessons bench gpu
