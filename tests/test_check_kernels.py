@@ -247,6 +247,7 @@ def test_a_stub_is_not_attempted(double, cell, capsys, body):
 
 
 def test_a_stub_is_seen_in_its_source(cell):
+    assert launching.is_stub(cell(f"{HEAD}    for at in range(N):\n        raise NotImplementedError\n    at = 2\n"))
     assert launching.is_stub(cell(f"{HEAD}    at = 1\n    raise NotImplementedError  # your code here\n"))
     assert not launching.is_stub(cell(CELL)) and not launching.is_stub(double_kernel)
     assert not launching.is_stub(cell(f"{HEAD}    raise ValueError('NotImplementedError')\n"))
@@ -356,6 +357,18 @@ def test_arguments_go_to_the_device_and_back():
 
     got = launching.on_device(change, "cpu", x, device="cpu")
     assert torch.equal(got, x) and torch.equal(x[1], torch.tensor([8.0, 10.0, 12.0]))
+
+
+def test_count_gives_the_meter_where_there_is_one(double, monkeypatch):
+    x = torch.randn(3, 5)
+    result, counted = tiles.count(launch, double_kernel, x)
+    assert torch.equal(result, 2 * x) and counted.bytes == 2 * x.nbytes
+    monkeypatch.setattr(triton_env, "mode", lambda: "gpu")
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self + 1)
+    result, counted = tiles.count(launch, double_kernel, x)
+    assert torch.equal(result, 2 * (x + 1)) and counted is None
+    monkeypatch.setattr(triton_env, "mode", lambda: "absent")
+    assert tiles.count(launch, double_kernel, x) == (None, None)
 
 
 # No Triton -----------------------------------------------------------------------------------------------------------

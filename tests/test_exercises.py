@@ -1,12 +1,15 @@
 """Every exercise of every lesson: its reference and its solution pass; what is wrong is found out, and told why."""
 
 import ast
+import copy
+import linecache
 import math
 import time
 
 import pytest
 import torch
 
+from minids import triton_env
 from minids.lab import exercises, solution
 from minids.lab.exercise import REGISTRY, cases, is_float, leaves
 from minids.lab.judge import FAIL, PASS, judge
@@ -14,15 +17,41 @@ from minids.lab.observe import expected, same_values
 
 EXERCISES = [exercise for lesson in exercises.by_lesson().values() for exercise in lesson]
 SECONDS = 5
-each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.title.replace(" ", "_"))
+
+
+def marks(exercise):
+    """Kernels are tried where their accesses and bytes are counted."""
+    counts = exercise.kernel is None or triton_env.mode() == "interpreter"
+    return [] if counts else pytest.mark.skip("kernels are counted in Triton's interpreter alone: TRITON_INTERPRET=1")
+
+
+each_exercise = pytest.mark.parametrize(
+    "exercise", [pytest.param(e, id=e.title.replace(" ", "_"), marks=marks(e)) for e in EXERCISES]
+)
 each_wrong = pytest.mark.parametrize(
-    "exercise, wrong", [pytest.param(e, w, id=f"{e.id}_{w.name}") for e in EXERCISES for w in e.wrongs]
+    "exercise, wrong",
+    [pytest.param(e, w, id=f"{e.id}_{w.name}", marks=marks(e)) for e in EXERCISES for w in e.wrongs],
 )
 
 
 def has_floats(exercise):
     """Whether a case has floating tensors with more than one number."""
     return any(is_float(leaf) and leaf.dim() for leaf in leaves(cases(exercise)[0].args))
+
+
+def has_gaps(exercise):
+    """Whether its arguments can be spread in memory: a kernel's are by rows, so they need two dimensions."""
+    least = 1 if exercise.kernel is None else 2
+    return any(is_float(leaf) and leaf.dim() >= least for leaf in leaves(cases(exercise)[0].args))
+
+
+def judged(exercise, answer):
+    """The Outcome of an answer; of a function where a kernel is asked for: as if a kernel had given its result."""
+    if exercise.kernel is None or hasattr(answer, "arg_names"):
+        return judge(exercise, answer)
+    faked = copy.copy(exercise)
+    faked.launch = lambda kernel, *args: answer(*args) if kernel is exercise.kernel else exercise.launch(kernel, *args)
+    return judge(faked, exercise.kernel)
 
 
 def changed(value, change):
@@ -80,7 +109,7 @@ def zero(part):
 
 def assert_rejected(exercise, answer, sentence=None):
     """The answer fails; where no known wrong answer does the same, its diagnosis begins with `sentence`."""
-    outcome = judge(exercise, answer)
+    outcome = judged(exercise, answer)
     assert outcome.verdict == FAIL
     known = [wrong.why for wrong in exercise.wrongs]
     if sentence is not None and outcome.diagnosis not in known:
@@ -99,7 +128,7 @@ def assert_split(exercise, holds, sentence):
 @each_exercise
 def test_the_reference_passes_in_time(exercise):
     began = time.monotonic()
-    outcome = judge(exercise, exercise.reference)
+    outcome = judge(exercise, exercise.reference if exercise.kernel is None else exercise.kernel)
     assert outcome.verdict == PASS, outcome
     assert time.monotonic() - began < SECONDS
 
@@ -115,7 +144,8 @@ def lesson_scope(exercise):
         if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef):
             exec(compile(ast.Module([node], []), path.name, "exec"), scope)
         elif isinstance(node, ast.Assign) and isinstance(call, ast.Call) and ast.unparse(call.func) == "check":
-            scope[ast.unparse(node.targets[0])] = exercises.find(ast.unparse(call.args[0])).reference
+            found = exercises.find(ast.unparse(call.args[0]))
+            scope[ast.unparse(node.targets[0])] = found.reference if found.kernel is None else found.kernel
     return scope
 
 
@@ -123,7 +153,8 @@ def lesson_scope(exercise):
 def test_the_solution_passes(exercise):
     text, scope = solution.of(exercise), lesson_scope(exercise)
     assert "SOLUTION" not in text and text.lstrip().startswith(("def ", "@"))
-    exec(text, scope)
+    linecache.cache[exercise.title] = (len(text), None, text.splitlines(keepends=True), exercise.title)
+    exec(compile(text, exercise.title, "exec"), scope)  # Triton reads the source of a kernel
     outcome = judge(exercise, scope[exercise.name])
     assert outcome.verdict == PASS, outcome
 
@@ -133,7 +164,8 @@ def test_it_has_hints_and_a_stub_s_names(exercise):
     assert len(exercise.hints) == 2 and all(len(hint) > 20 for hint in exercise.hints)
     assert exercise.minutes > 0 and exercise.name.isidentifier()
     (solved,) = ast.parse(solution.of(exercise)).body
-    assert [argument.arg for argument in solved.args.args] == exercise.parameters[: len(solved.args.args)]
+    names = [argument.arg for argument in solved.args.args]
+    assert names == (exercise.kernel.arg_names if exercise.kernel else exercise.parameters[: len(names)])
 
 
 @each_exercise
@@ -143,9 +175,9 @@ def test_its_cases_are_awkward(exercise):
     whole = [size for case in tried for name, size in case.sizes.items() if name != "B" and isinstance(size, int)]
     assert not whole or {case.aligned for case in tried} == {True, False}
     assert "B" not in exercise.sizes[0] or {case.batch == 1 for case in tried} == {True, False}
-    assert {case.strided for case in tried} == ({True, False} if has_floats(exercise) else {False})
+    assert {case.strided for case in tried} == ({True, False} if has_gaps(exercise) else {False})
     assert any(leaf.dim() and not leaf.is_contiguous() for c in tried for leaf in leaves(c.args) if is_float(leaf)) == (
-        has_floats(exercise)
+        has_gaps(exercise)
     )
     assert len({case.label for case in tried}) == len(tried)
 
@@ -167,6 +199,14 @@ def test_gradients_are_compared_where_there_are_any(exercise):
         assert gradients is None
 
 
+@each_exercise
+def test_a_kernel_has_its_fewest_bytes(exercise):
+    if exercise.kernel is not None and exercise.traffic is not None:
+        for case in cases(exercise):
+            read = sum(leaf.nbytes for leaf in leaves(case.args) if isinstance(leaf, torch.Tensor))
+            assert exercise.traffic(*case.args) > read, "a kernel reads its arguments and writes its result"
+
+
 def test_ids_are_a_lesson_and_a_number():
     for exercise in REGISTRY.values():
         lesson, number = exercise.id.split(".")
@@ -186,7 +226,7 @@ def test_there_are_three_known_wrong_answers(exercise):
 
 @each_wrong
 def test_a_known_wrong_answer_gets_its_own_sentence(exercise, wrong):
-    outcome = judge(exercise, wrong.fn)
+    outcome = judged(exercise, wrong.fn)
     assert (outcome.verdict, outcome.diagnosis) == (FAIL, wrong.why), outcome
 
 
@@ -254,7 +294,8 @@ def test_an_argument_changed_in_place_fails(exercise):
         next(filter(is_float, args)).add_(1)
         return value
 
-    assert_rejected(exercise, answer, f"It changes its argument {first} in place")
+    sentence = f"It changes its argument {first} in place" if exercise.kernel is None else f"It writes into {first}"
+    assert_rejected(exercise, answer, sentence)
 
 
 @each_exercise

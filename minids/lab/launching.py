@@ -120,7 +120,7 @@ def is_stub(kernel):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kernel.fn))).body
     except (OSError, TypeError, SyntaxError, ValueError):
         return False
-    raised = [ast.unparse(line.exc) for line in definition.body if isinstance(line, ast.Raise) and line.exc]
+    raised = [ast.unparse(line.exc) for line in ast.walk(definition) if isinstance(line, ast.Raise) and line.exc]
     return any(what.startswith("NotImplementedError") for what in raised)
 
 

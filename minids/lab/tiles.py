@@ -1,6 +1,6 @@
 """`triton` and `tl` for the cells of a lesson: the real ones, or stand-ins where Triton is not installed.
 
-    from minids.lab.tiles import tl, triton
+    from minids.lab.tiles import count, tl, triton
 
 A stand-in lets a cell define its kernels, and a launch raises TritonUnavailable; `missing` says what is the matter. So
 a lesson about kernels runs from top to bottom on every machine.
@@ -79,3 +79,14 @@ def is_kernel(answer):
         return isinstance(answer.fn, types.FunctionType) and isinstance(answer.arg_names, list)
     except Exception:  # any object may be given to a check
         return False
+
+
+def count(launch, *args):
+    """(result, Meter) of launch(*args), a lesson's own; the Meter is None on a GPU, both are None without Triton."""
+    from minids.lab.meter import call
+
+    if missing():
+        return None, None
+    if triton_env.mode() == "gpu":
+        return launch(*(arg.cuda() if hasattr(arg, "cuda") else arg for arg in args)), None
+    return call(launch, *args)

@@ -1,0 +1,1002 @@
+"""Lesson 05: five kernels, from the simplest to the backward pass of a norm; what counts is bytes beside values."""
+
+import torch
+
+from minids import layers
+from minids.lab.exercise import Exercise
+from minids.lab.tiles import tl, triton
+
+BOTH = (torch.float32, torch.float16)
+
+
+# 1. One block a program ----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def scale_kernel(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at) * factor)
+
+
+def scale(x, factor, block):
+    """x [n] times factor."""
+    return x * factor
+
+
+def launch_scale(kernel, x, factor, block):
+    """One program for each block of x, whose length is a multiple of `block`."""
+    out = torch.empty_like(x)
+    kernel[(x.numel() // block,)](x, out, factor, BLOCK=block)
+    return out
+
+
+SCALE = Exercise(
+    "05.1",
+    scale,
+    kernel=scale_kernel,
+    launch=launch_scale,
+    traffic=lambda x, factor, block: 2 * x.nbytes,
+    minutes=6,
+    sizes=[{"n": 64, "block": 16}, {"n": 12, "block": 4}, {"n": 8, "block": 8}, {"n": 96, "block": 8}],
+    hints=[
+        "Program p owns the numbers from p·BLOCK up to (p+1)·BLOCK - 1. What are their offsets, as a block?",
+        "at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK) are the offsets; tl.load(x + at) gives the numbers, and "
+        "tl.store(out + at, ...) writes as many.",
+    ],
+)
+
+
+@SCALE.inputs
+def _(r, n, block):
+    return r.normal(n), float(r.uniform(2, 3)), block
+
+
+@SCALE.wrong(
+    "Every program works on the same first block: add tl.program_id(0) * BLOCK to the offsets, so that each has its own."
+)
+@triton.jit
+def no_program(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at) * factor)
+
+
+@SCALE.wrong("The programs overlap: program 1 begins at offset 1 instead of BLOCK. Multiply tl.program_id(0) by BLOCK.")
+@triton.jit
+def one_apart(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at) * factor)
+
+
+@SCALE.wrong("tl.arange(0, BLOCK) begins at 0, and so do the offsets: with the + 1 the last program leaves the tensor.")
+@triton.jit
+def counts_from_one(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK) + 1
+    tl.store(out + at, tl.load(x + at) * factor)
+
+
+@SCALE.wrong("The result goes back into x: tl.store must get the pointer out + at. `out` is never written.")
+@triton.jit
+def in_place(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + at, tl.load(x + at) * factor)
+
+
+@SCALE.wrong("The OFFSETS are multiplied by factor: multiply what tl.load gives, the numbers of x.")
+@triton.jit
+def scaled_offsets(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, at * factor)
+
+
+@SCALE.wrong("The factor is added: the result is x times factor.")
+@triton.jit
+def added_factor(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at) + factor)
+
+
+@SCALE.wrong("The numbers are copied, not scaled: multiply what tl.load gives by factor.")
+@triton.jit
+def copied(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at))
+
+
+@SCALE.wrong(
+    "Each program handles a single number: its offsets are one number, not a block. Add tl.arange(0, BLOCK) to them."
+)
+@triton.jit
+def one_number(x, out, factor, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK
+    tl.store(out + at, tl.load(x + at) * factor)
+
+
+# 2. A mask -----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def add_kernel(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+
+def add(x, y, block):
+    """x [n] + y [n]."""
+    return x + y
+
+
+def launch_add(kernel, x, y, block):
+    """As many programs as it takes; the last one may have lanes without a number."""
+    out = torch.empty_like(x)
+    n = x.numel()
+    kernel[(triton.cdiv(n, block),)](x, y, out, n, BLOCK=block)
+    return out
+
+
+ADD = Exercise(
+    "05.2",
+    add,
+    kernel=add_kernel,
+    launch=launch_add,
+    traffic=lambda x, y, block: 3 * x.nbytes,
+    minutes=8,
+    sizes=[{"n": 64, "block": 16}, {"n": 37, "block": 16}, {"n": 5, "block": 8}, {"n": 65, "block": 32}],
+    hints=[
+        "The last program has more lanes than numbers are left. Which comparison is True for the lanes with a number?",
+        "inside = at < n is a block of True and False; give it to BOTH loads and to the store as mask=inside.",
+    ],
+)
+
+
+@ADD.inputs
+def _(r, n, block):
+    return r.normal(n), r.normal(n), block
+
+
+@ADD.wrong("There is no mask: the last program reads and writes behind the end. inside = at < n, for loads and store.")
+@triton.jit
+def no_mask(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at) + tl.load(y + at))
+
+
+@ADD.wrong("The loads have their mask, the store has none: it writes behind the end of `out`, into memory of others.")
+@triton.jit
+def store_without_mask(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside))
+
+
+@ADD.wrong(
+    "The store has its mask, the loads have none: they read behind the end. The values come out right, and on a GPU the "
+    "program may crash all the same."
+)
+@triton.jit
+def loads_without_mask(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at) + tl.load(y + at), mask=at < n)
+
+
+@ADD.wrong("One of the two loads has no mask: x and y end at the same place, so both need it.")
+@triton.jit
+def one_load_without_mask(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at), mask=inside)
+
+
+@ADD.wrong("The mask is off by one: the last offset is n - 1, so at < n, without the =.")
+@triton.jit
+def mask_too_long(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at <= n
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+
+@ADD.wrong("The mask is off by one at the end: the last number, at offset n - 1, is left out.")
+@triton.jit
+def mask_too_short(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n - 1
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+
+@ADD.wrong("The mask compares the offset INSIDE the block, tl.arange, with n; compare the whole offset, `at`.")
+@triton.jit
+def mask_of_the_lane(x, y, out, n, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    at, inside = tl.program_id(0) * BLOCK + lane, lane < n
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+
+@ADD.wrong("The mask compares with BLOCK: only the first program writes. Compare the offsets with n.")
+@triton.jit
+def mask_of_the_block(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < BLOCK
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside & (at < n))
+
+
+@ADD.wrong("A program whose block is not full is masked off altogether: mask single lanes, at < n, not programs.")
+@triton.jit
+def whole_blocks_alone(x, y, out, n, BLOCK: tl.constexpr):
+    start = tl.program_id(0) * BLOCK
+    at = start + tl.arange(0, BLOCK)
+    inside = (at < n) & (start + BLOCK <= n)
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+
+@ADD.wrong("x is loaded twice, and y never: the second pointer is y + at.")
+@triton.jit
+def twice_x(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(x + at, mask=inside), mask=inside)
+
+
+@ADD.wrong(
+    "The sum is right, but it is stored, loaded and stored again: add in a variable, and store once, at the end."
+)
+@triton.jit
+def through_memory(x, y, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    tl.store(out + at, tl.load(x + at, mask=inside), mask=inside)
+    tl.store(out + at, tl.load(out + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+
+# 3. A row, read once -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def rms_norm_kernel(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+def rms_norm(x, weight, eps, programs):
+    """x [M,N] over the root mean square of each row, times weight [N]."""
+    return layers.rms_norm(x, weight, eps)
+
+
+def launch_rms_norm(kernel, x, weight, eps, programs):
+    """`programs` programs share the rows of x, which may be apart in memory; a block holds a whole row."""
+    (M, N), y = x.shape, torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kernel[(programs,)](x, weight, y, M, N, x.stride(0), eps, BLOCK=triton.next_power_of_2(N))
+    return y
+
+
+def rms_norm_bytes(x, weight, eps, programs):
+    """Each row read and written once, the weight read once by each program."""
+    return 2 * x.nbytes + programs * weight.nbytes
+
+
+ROWS = [{"M": 16, "N": 8, "programs": 8}, {"M": 7, "N": 37, "programs": 3}, {"M": 3, "N": 5, "programs": 3}]
+ROWS += [{"M": 9, "N": 33, "programs": 2}]
+
+RMS_NORM = Exercise(
+    "05.3",
+    rms_norm,
+    kernel=rms_norm_kernel,
+    launch=launch_rms_norm,
+    traffic=rms_norm_bytes,
+    minutes=12,
+    dtypes=BOTH,
+    sizes=ROWS,
+    hints=[
+        "Load a row once, into a variable, as float32; everything else is arithmetic on that variable and one store.",
+        "For each row: value = tl.load(x + row * stride + column, mask=column < N, other=0.0).to(tl.float32), then "
+        "r = 1 / tl.sqrt(tl.sum(value * value, 0) / N + eps). The weight is the same for all rows: load it before.",
+    ],
+)
+
+
+@RMS_NORM.inputs
+def _(r, M, N, programs):
+    return 300 * r.normal(M, N), r.normal(N), 1e-5, programs  # squares of 300 are beyond float16
+
+
+@RMS_NORM.wrong(
+    "The masked lanes of x are used without `other`: what they hold is undefined (NaN in this check), and the sum takes "
+    "them in. Give tl.load other=0.0, which adds nothing."
+)
+@triton.jit
+def no_other(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+@RMS_NORM.wrong(
+    "There is no mask: BLOCK is the next power of two, so the last lanes of a row are those of the next row, and behind "
+    "the last row there is nothing. Mask with column < N."
+)
+@triton.jit
+def no_mask_in_a_row(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    w = tl.load(weight + column)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + row * N + column, value * r * w)
+
+
+@RMS_NORM.wrong("The mean is over BLOCK lanes: the padding is no number of the row. Divide the sum by N.")
+@triton.jit
+def mean_over_block(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / BLOCK + eps)
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+@RMS_NORM.wrong("You divide by the root of the SUM of squares: RMSNorm takes their MEAN, so divide the sum by N.")
+@triton.jit
+def sum_of_squares(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) + eps)
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+@RMS_NORM.wrong(
+    "The squares are taken in float16, whose largest number is 65504 = 256 squared, nearly: 300 squared is infinite. "
+    "Write .to(tl.float32) right behind the load."
+)
+@triton.jit
+def squares_in_float16(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0)
+        r = 1.0 / tl.sqrt((tl.sum(value * value, 0) / N + eps).to(tl.float32))
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+@RMS_NORM.wrong(
+    "The rows of x lie `stride` numbers apart, which is more than N where x is a slice of something wider: load from "
+    "x + row * stride. (y is new and has no gaps: row * N is right there.)"
+)
+@triton.jit
+def no_stride(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * N + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+@RMS_NORM.wrong("`stride` is the distance of rows in x. y is new memory without gaps: its rows are N apart.")
+@triton.jit
+def stride_in_y(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + row * stride + column, value * r * w, mask=inside)
+
+
+@RMS_NORM.wrong(
+    "Each program does one row only, and there are more rows than programs: program p takes rows p, p + programs, … in a "
+    "loop: for row in range(tl.program_id(0), M, tl.num_programs(0))."
+)
+@triton.jit
+def one_row_a_program(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column, row = tl.arange(0, BLOCK), tl.program_id(0)
+    inside = column < N
+    value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+    tl.store(y + row * N + column, value * r * tl.load(weight + column, mask=inside, other=0.0), mask=inside)
+
+
+@RMS_NORM.wrong("The weight is missing: multiply by it before the store.")
+@triton.jit
+def no_weight(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + row * N + column, value * r, mask=inside)
+
+
+@RMS_NORM.wrong(
+    "The values are right, but x is read twice, once for the sum and once for the result: keep the row in a variable. "
+    "Sparing that second trip to memory is what this kernel is for."
+)
+@triton.jit
+def reads_x_twice(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        again = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y + row * N + column, again * r * w, mask=inside)
+
+
+@RMS_NORM.wrong(
+    "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop."
+)
+@triton.jit
+def weight_in_the_loop(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        w = tl.load(weight + column, mask=inside, other=0.0)
+        tl.store(y + row * N + column, value * r * w, mask=inside)
+
+
+# 4. A row longer than a block ----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def softmax_online_kernel(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value, 0))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
+        largest = new
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+def softmax(x, block):
+    """The softmax of each row of x [M,N]."""
+    return x.softmax(-1)
+
+
+def launch_softmax(kernel, x, block):
+    """One program a row; a row is longer than a block."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    kernel[(len(x),)](x, y, x.shape[1], BLOCK=block)
+    return y
+
+
+SOFTMAX = Exercise(
+    "05.4",
+    softmax,
+    kernel=softmax_online_kernel,
+    launch=launch_softmax,
+    traffic=lambda x, block: 3 * x.nbytes,
+    minutes=14,
+    dtypes=BOTH,
+    sizes=[
+        {"M": 8, "N": 16, "block": 8, "at": 0},
+        {"M": 3, "N": 37, "block": 8, "at": -200},
+        {"M": 1, "N": 21, "block": 8, "at": 200},
+        {"M": 2, "N": 5, "block": 8, "at": 0},
+    ],
+    hints=[
+        "A sum of exponentials that was taken with an old maximum m is off by the factor e^(m - new).",
+        "For each block: new = tl.maximum(largest, tl.max(value, 0)); total = total * tl.exp(largest - new) + "
+        "tl.sum(tl.exp(value - new), 0); largest = new. Lanes without a number are -inf: their e^ is 0.",
+    ],
+)
+
+
+@SOFTMAX.inputs
+def _(r, M, N, block, at):
+    return 3 * r.normal(M, N) + at, block
+
+
+@SOFTMAX.wrong(
+    "The sum is not rescaled: the terms that were added under the old maximum must be multiplied by "
+    "exp(old maximum - new maximum) before those of this block are added."
+)
+@triton.jit
+def not_rescaled(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(value, 0))
+        total = total + tl.sum(tl.exp(value - largest), 0)
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The maximum is not carried: each block takes its own, and the last one's is used for the whole row. "
+    "new = tl.maximum(largest, tl.max(value, 0)) keeps the larger one."
+)
+@triton.jit
+def max_not_carried(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        largest = tl.max(value, 0)
+        total = total + tl.sum(tl.exp(value - largest), 0)
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The sum is not carried: each block begins anew, and the row is divided by the sum of its last block. "
+    "Add to the (rescaled) total."
+)
+@triton.jit
+def sum_not_carried(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(value, 0))
+        total = tl.sum(tl.exp(value - largest), 0)
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The factor is upside down: an old sum shrinks when the maximum grows, so exp(old - new), which is at most 1."
+)
+@triton.jit
+def rescaled_upside_down(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = tl.max(tl.load(x + row + column, mask=column < N, other=-float("inf")).to(tl.float32), 0)
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value, 0))
+        total = total * tl.exp(new - largest) + tl.sum(tl.exp(value - new), 0)
+        largest = new
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The padding is 0, which is a score like any other: e^0 = 1 is added for each lane without a number, and 0 may be the "
+    'largest. Use other=-float("inf").'
+)
+@triton.jit
+def padded_with_zero(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=0.0).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value, 0))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
+        largest = new
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The first load has no `other`: lanes without a number are undefined (NaN in this check), and the sum takes them in. "
+    'Use other=-float("inf"), whose exponential is 0.'
+)
+@triton.jit
+def undefined_padding(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value, 0))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
+        largest = new
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong("No maximum is subtracted: e^200 is beyond float32, and e^-200 is 0. Subtract the row's maximum.")
+@triton.jit
+def no_maximum(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        total = total + tl.sum(tl.exp(value), 0)
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The maximum begins at 0: where all scores are far below, every exponential is 0, and 0/0 is NaN. Begin with "
+    '-float("inf").'
+)
+@triton.jit
+def begins_at_zero(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = 0.0
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value, 0))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
+        largest = new
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "Only the first block of each row is done: a row is longer than BLOCK, so walk over it, "
+    "for start in range(0, N, BLOCK)."
+)
+@triton.jit
+def first_block_alone(x, y, N, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    row = tl.program_id(0) * N
+    value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+    power = tl.exp(value - tl.max(value, 0))
+    tl.store(y + row + at, power / tl.sum(power, 0), mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "Each block is a softmax of its own: the row as a whole must sum to 1. First walk over all blocks for the maximum and "
+    "the sum, then write."
+)
+@triton.jit
+def each_block_alone(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    for start in range(0, N, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        power = tl.exp(value - tl.max(value, 0))
+        tl.store(y + row + at, power / tl.sum(power, 0), mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The block size is assumed to divide the row: the last block runs into the next row, or out of the tensor. "
+    "Mask with at < N."
+)
+@triton.jit
+def blocks_divide(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        value = tl.load(x + row + start + column).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value, 0))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
+        largest = new
+    for start in range(0, N, BLOCK):
+        value = tl.load(x + row + start + column).to(tl.float32)
+        tl.store(y + row + start + column, tl.exp(value - largest) / total)
+
+
+@SOFTMAX.wrong(
+    "The values are right, but the row is read three times: for the maximum, for the sum, and to write. Carry both in ONE "
+    "pass, and rescale the sum whenever the maximum grows."
+)
+@triton.jit
+def three_passes(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(value, 0))
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        total = total + tl.sum(tl.exp(value - largest), 0)
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
+
+
+@SOFTMAX.wrong(
+    "The exponentials go to memory and come back to be divided: four trips. Recompute them in the second pass from x, "
+    "which is as much to read, and nothing has to be written first."
+)
+@triton.jit
+def numerators_to_memory(x, y, N, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * N
+    column = tl.arange(0, BLOCK)
+    largest = -float("inf")
+    for start in range(0, N, BLOCK):
+        at = start + column
+        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(value, 0))
+    total = 0.0
+    for start in range(0, N, BLOCK):
+        at = start + column
+        power = tl.exp(tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32) - largest)
+        tl.store(y + row + at, power, mask=at < N)
+        total = total + tl.sum(power, 0)
+    for start in range(0, N, BLOCK):
+        at = start + column
+        power = tl.load(y + row + at, mask=at < N).to(tl.float32)
+        tl.store(y + row + at, power / total, mask=at < N)
+
+
+# 5. The way back -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def rms_norm_backward_kernel(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
+
+
+def rms_norm_dx(x, weight, r, dy, programs):
+    """The gradient [M,N] of x, of the gradient dy [M,N] of x * r * weight; r [M] is 1/rms of each row."""
+    n, g = x * r[:, None], dy * weight
+    return r[:, None] * (g - n * (n * g).mean(-1, keepdim=True))
+
+
+def launch_backward(kernel, x, weight, r, dy, programs):
+    """`programs` programs share the rows; a block holds a whole row."""
+    x, dy = x.contiguous(), dy.contiguous()
+    (M, N), dx = x.shape, torch.empty_like(x)
+    kernel[(programs,)](x, weight, r, dy, dx, M, N, BLOCK=triton.next_power_of_2(N))
+    return dx
+
+
+BACKWARD = Exercise(
+    "05.5",
+    rms_norm_dx,
+    kernel=rms_norm_backward_kernel,
+    launch=launch_backward,
+    traffic=lambda x, weight, r, dy, programs: 3 * x.nbytes + r.nbytes + programs * weight.nbytes,
+    minutes=14,
+    sizes=ROWS,
+    hints=[
+        "Two blocks of a row are loaded, x and dy; n and g are made of them in registers; the mean is one number.",
+        "n = x * r of the row, g = dy * weight; then dx = r * (g - n * (tl.sum(n * g, 0) / N)).",
+    ],
+)
+
+
+@BACKWARD.inputs
+def _(r, M, N, programs):
+    x = 2 * r.normal(M, N)
+    return x, r.normal(N), torch.rsqrt(x.square().mean(-1) + 1e-5), r.normal(M, N), programs
+
+
+@BACKWARD.wrong(
+    "The norm is treated as a constant: r depends on all of the row, and that gives the second term, - n · mean(n · g)."
+)
+@triton.jit
+def norm_held_fixed(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, tl.load(r + row) * g, mask=inside)
+
+
+@BACKWARD.wrong("The mean of n · g is over BLOCK lanes: the padding is no number of the row. Divide the sum by N.")
+@triton.jit
+def backward_mean_over_block(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / BLOCK)), mask=inside)
+
+
+@BACKWARD.wrong("n · g is summed, and the formula has its mean: divide by N.")
+@triton.jit
+def backward_sum(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, factor * (g - n * tl.sum(n * g, 0)), mask=inside)
+
+
+@BACKWARD.wrong("The weight is missing: g is dy TIMES the weight, for y was x · r times the weight.")
+@triton.jit
+def backward_without_weight(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0)
+        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
+
+
+@BACKWARD.wrong("The weight comes too late: it belongs into g, and so into the mean too, not to the result.")
+@triton.jit
+def weight_at_the_end(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0)
+        tl.store(dx + at, factor * w * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
+
+
+@BACKWARD.wrong("n must be the NORMALISED row, x times r: you use x itself in the second term.")
+@triton.jit
+def not_normalised(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        n = tl.load(x + at, mask=inside, other=0.0)
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, tl.load(r + row) * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
+
+
+@BACKWARD.wrong("The r in front of the bracket is missing: y is x times r, so each gradient has that factor.")
+@triton.jit
+def no_factor(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        n = tl.load(x + at, mask=inside, other=0.0) * tl.load(r + row)
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, g - n * (tl.sum(n * g, 0) / N), mask=inside)
+
+
+@BACKWARD.wrong("The sign is wrong: the second term is SUBTRACTED, for a longer row makes every y smaller.")
+@triton.jit
+def plus(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, factor * (g + n * (tl.sum(n * g, 0) / N)), mask=inside)
+
+
+@BACKWARD.wrong(
+    "The masked loads have no `other`, and the sum of n · g takes their lanes in, which are undefined (NaN in this "
+    "check): other=0.0."
+)
+@triton.jit
+def backward_no_other(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside) * factor
+        g = tl.load(dy + at, mask=inside) * w
+        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
+
+
+@BACKWARD.wrong(
+    "There is no mask: BLOCK is the next power of two after N, so a row's last lanes belong to the next row, or to nobody."
+)
+@triton.jit
+def backward_no_mask(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    w = tl.load(weight + column)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at) * factor
+        g = tl.load(dy + at) * w
+        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)))
+
+
+@BACKWARD.wrong(
+    "The values are right, but x and dy are loaded once for the sum and once more for the result: keep n and g in "
+    "variables."
+)
+@triton.jit
+def backward_reads_twice(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        mean = tl.sum(n * g, 0) / N
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * w
+        tl.store(dx + at, factor * (g - n * mean), mask=inside)
+
+
+@BACKWARD.wrong(
+    "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop."
+)
+@triton.jit
+def backward_weight_in_the_loop(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        factor = tl.load(r + row)
+        n = tl.load(x + at, mask=inside, other=0.0) * factor
+        g = tl.load(dy + at, mask=inside, other=0.0) * tl.load(weight + column, mask=inside, other=0.0)
+        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
