@@ -149,3 +149,38 @@ def test_a_backward_pass_gets_fresh_inputs_each_round():
     one.inputs[0].data.zero_()
     one.grad.zero_()
     assert torch.equal(one.run(one.prepare())[0], 2 * inputs[0])
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A device whose clock is the wall's, and whose peaks are made up: what a GPU's run does besides its kernels."""
+
+    def make(self, quick):
+        self.cuda, self.where, self.name = False, torch.device("cpu"), "NVIDIA H200"
+        self.clock, self.copy, self.matmul, self.published = harness.wall_clock, 1e12, 1e15, "H200"
+
+    monkeypatch.setattr(gpu.Device, "__init__", make)
+    monkeypatch.setattr(gpu.Device, "settings", lambda self: {})
+
+
+def test_a_timed_run_has_figures_of_every_side(timed):
+    for suite in (mla, layers):
+        saved = []
+        outcome = suite.run(quick=True, save=lambda outcome, saved=saved: saved.append(len(outcome["cases"])))
+        assert saved == list(range(1, len(outcome["cases"]) + 1)) and outcome["device"] == "NVIDIA H200"
+        for case in outcome["cases"]:
+            assert case["unit"] == "µs" and case["ratio"] > 0
+            assert all(form["GB/s"] > 0 and form["of_roofline"] > 0 for form in case["forms"])
+        text = harness.table(json.loads(json.dumps(outcome)))
+        assert "of roofline" in text and text.count("%") >= 2 * len(outcome["cases"])
+
+
+def test_a_peer_that_fails_is_skipped_by_name_and_minids_is_not():
+    def fails():
+        raise RuntimeError("no kernel\nat all")
+
+    skipped = {}
+    assert gpu.tried("SDPA GQA", fails, skipped) is None
+    assert skipped == {"SDPA GQA": "it does not run here (RuntimeError: no kernel)"}
+    with pytest.raises(RuntimeError):
+        gpu.tried("minids", fails, {})

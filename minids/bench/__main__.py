@@ -63,6 +63,7 @@ def run(name, options, outcomes, until):
     load = harness.load_average()
     print(f"\n{describe(name)}", flush=True)
     flags = [flag for flag in ("record", "quick") if getattr(options, flag)]
+    flags += [] if options.minutes is None else [f"minutes {options.minutes:g}"]
     command = " ".join(["python -m minids.bench", name, *(f"--{flag}" for flag in flags)])
 
     def save(outcome):

@@ -135,23 +135,25 @@ def measure(device, case, contenders, rounds, **notes):
 def tried(name, attempt, skipped, optional=False):
     """What `attempt()` gives, or None where it cannot run here; then `skipped` says of `name` why.
 
-    Whoever runs out of memory is skipped; another error passes, unless the side is `optional`: somebody else's package.
+    What is wrong with minids passes, but for the memory that it may lack. So does the BenchError of a wrong result,
+    unless the side is `optional`: somebody else's package.
     """
     try:
         return attempt()
     except torch.OutOfMemoryError:
         skipped[name] = "it ran out of the GPU's memory"
     except ImportError as error:
-        if not optional:
+        if name.startswith("minids"):
             raise
         skipped[name] = f"it cannot be imported ({error})"
-    except Exception as error:
+    except harness.BenchError as error:
         if not optional:
             raise
-        if isinstance(error, harness.BenchError):
-            skipped[name] = str(error)
-        else:
-            skipped[name] = f"it does not run here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        skipped[name] = str(error)
+    except Exception as error:
+        if name.startswith("minids"):
+            raise
+        skipped[name] = f"it does not run here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     return None
 
 

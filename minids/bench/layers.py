@@ -3,7 +3,7 @@
 32768 tokens in bf16, the widths of DeepSeek-V3 and then of V2-Lite; a layer moves bytes and multiplies next to nothing,
 so what counts is its share of the bandwidth of a plain copy.
 
-- minids: layer_kernels. torch: the formula in pieces, in fp32 inside, and F.rms_norm.
+- minids: layer_kernels. torch: the formula in pieces, in fp32 inside; and F.rms_norm, and F.silu in bf16.
 - torch.compile: the formula in pieces, compiled for these sizes.
 - Liger, where it is installed: RMSNorm (its llama form) and SwiGLU. Its RoPE is another function (it turns i and
   i + R/2 where DeepSeek turns 2i and 2i+1; in place, queries and keys at once), so it is not timed.
@@ -96,11 +96,11 @@ def plain(formula):
     return formula
 
 
-def fused_norm(formula):
+def torch_norm(formula):
     return lambda x, weight: F.rms_norm(x, weight.shape, weight, EPS)
 
 
-def fused_gate(formula):
+def torch_gate(formula):
     return lambda gate, up: F.silu(gate) * up
 
 
@@ -121,15 +121,15 @@ def liger_gate(formula):
     return LigerSiLUMulFunction.apply
 
 
-def sides(own, fused=None, liger=None):
-    """(side, form): how to build it, of those that a layer has."""
-    every = {("minids", ""): own, ("torch", "in pieces"): plain, ("torch", "fused"): fused}
+def sides(own, function="", by_function=None, liger=None):
+    """(side, form): how to build it, of those that a layer has; `function` is torch's own for a part of it."""
+    every = {("minids", ""): own, ("torch", "in pieces"): plain, ("torch", function): by_function}
     every |= {("torch.compile", ""): compiled, ("Liger", ""): liger}
     return {key: build for key, build in every.items() if build}
 
 
 def norm(width):
-    own = sides(kernel("rms_norm", EPS), fused_norm, liger_norm)
+    own = sides(kernel("rms_norm", EPS), "F.rms_norm", torch_norm, liger_norm)
     return Layer(f"RMSNorm {width}", width, partial(norm_inputs, width), rms_norm, own, (2, 3), 2 * BYTES * width)
 
 
@@ -139,7 +139,7 @@ def turn(heads, R, tokens=TOKENS):
 
 
 def gate(width):
-    own = sides(kernel("silu_mul"), fused_gate, liger_gate)
+    own = sides(kernel("silu_mul"), "F.silu", torch_gate, liger_gate)
     return Layer(f"SwiGLU {width}", width, partial(gate_inputs, width), silu_mul, own, (3, 5))
 
 
