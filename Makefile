@@ -50,7 +50,7 @@ bench: $(READY)
 
 gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch finds no CUDA GPU here')"
-	@# about 9 minutes in all; the benchmarks compare every result themselves, so they run whatever the tests say
+	@# the benchmarks compare results themselves, so they run whatever the tests say; no case begins after 6 minutes
 	$(BIN)/python -m pytest -q -m gpu tests; tests=$$?; \
 		$(BIN)/python -m minids.bench mla layers --record --minutes 6 && exit $$tests
 
