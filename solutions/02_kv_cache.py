@@ -13,6 +13,7 @@
 # ---
 
 # %%
+import functools
 import itertools
 import statistics
 import time
@@ -21,7 +22,6 @@ import torch
 
 import minids
 from minids import accounting, layers
-from minids.bench import harness
 from minids.lab import check, explore, fast, hint, machine, plots, predict, status
 
 _ = torch.manual_seed(0)
@@ -378,35 +378,32 @@ for name, one in models.items():
 STEPS = 4
 
 
-def steps(name, one, context):
-    """A contender: STEPS tokens, one by one, after `context` tokens that are in the cache."""
+def steps(one, context):
+    """What runs STEPS tokens, one by one, after `context` tokens that are in the cache."""
     cache, token = one.new_cache(1, context + STEPS), torch.zeros(1, 1, dtype=torch.int64)
     for tensor in (tensor for layer in cache for tensor in layer.tensors):
         tensor.normal_()
 
-    def back():  # each round begins at the same place
-        for layer in cache:
+    def run():
+        for layer in cache:  # each round begins at the same place
             layer.length = context
-
-    def run(_):
         for _ in range(STEPS):
             one(token, cache)
 
-    return harness.Contender(name, "cached", run, back)
-
+    return run
 
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-contexts, runs, counts = [64, 2048] if fast() else [64, 128, 256, 512, 1024, 2048], [], []
+contexts, runs = [64, 2048] if fast() else [64, 128, 256, 512, 1024, 2048], {}
 for context in contexts:
     text = torch.zeros(1, context + 1, dtype=torch.int64)
-    runs += [steps(name, one, context) for name, one in models.items()]
-    runs += [harness.Contender("no cache", "MHA", lambda _, t=text: model(t, last_only=True))]
-    counts += [STEPS] * len(models) + [1]
+    runs |= {(context, name): steps(one, context) for name, one in models.items()}
+    runs[context, "no cache"] = functools.partial(model, text, last_only=True)
 with torch.no_grad():
-    medians = map(statistics.median, harness.alternate(runs, 1 if fast() else 9))
-rates = [(run.side, n / t) for run, n, t in zip(runs, counts, medians, strict=True)]
-rows = [dict(rates[4 * place : 4 * place + 4]) for place in range(len(contexts))]
+    medians = machine.race(runs, 1 if fast() else 9)
+rows = [{} for _ in contexts]
+for (context, name), seconds in medians.items():
+    rows[contexts.index(context)][name] = (1 if name == "no cache" else STEPS) / seconds
 for context, row in zip(contexts, rows, strict=True):
     line = "; ".join(f"{name}: {rate:,.{0 if rate >= 10 else 1}f}" for name, rate in row.items())
     print(f"after {context} tokens, tokens per second: {line}")

@@ -1,7 +1,7 @@
 # ---
 # title: Absorbing the weights
 # promise: You make Multi-head Latent Attention decode without ever building a key or a value, prove that nothing but the cost changes, and find the number of tokens from which it no longer pays.
-# minutes: 45
+# minutes: 65
 # difficulty: 3
 # needs: [torch]
 # objectives:
@@ -13,13 +13,12 @@
 # ---
 
 # %%
-import statistics
+import functools
 
 import torch
 
 import minids
 from minids import accounting, layers
-from minids.bench import harness
 from minids.gqa import GQA, KVCache
 from minids.lab import check, explore, fast, hint, machine, plots, predict, status
 from minids.mla import MLA, LatentCache, reference
@@ -33,20 +32,12 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 #
 # Multi-head Latent Attention (**MLA**, lesson 03) caches for each position one **latent**, a short vector, and one rope key. One matrix makes the keys and values of all heads from a latent. The obvious program, "naive" below, does so when a new token arrives: it **expands** the whole cache into keys and values, then attends as ever.
 #
-# Is that faster than plain multi-head attention (**MHA**) with its larger cache? The next cells time ONE new token in ONE attention layer: MLA with the sizes of DeepSeek-V2-Lite, the smallest of its family, and MHA with as many heads (16) for vectors of the same width (2048). Weights are random: time does not depend on them.
+# Is that faster than plain multi-head attention (**MHA**) with its larger cache? The next cells time ONE new token in ONE attention layer: MLA with the sizes of DeepSeek-V2-Lite, the smallest of its family, and MHA with as many heads (16, of width 128) for vectors of the same width (2048). Weights are random: time does not depend on them.
 #
-# Machines drift, so times are taken in turns, A B A B …, and the median of each counts. The second cell takes 10 to 20 seconds.
+# Times are taken in turns, A B A B …, because machines drift; the median counts. This takes 10 to 20 seconds.
 
 
 # %%
-def race(rounds=5, **runs):
-    """{name: median seconds}; every round times each once, after one that is thrown away."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    sides = [harness.Contender(name, "", lambda _, run=run: run()) for name, run in runs.items()]
-    times = harness.alternate(sides, rounds, wait)
-    return {name: statistics.median(seconds) for name, seconds in zip(runs, times, strict=True)}
-
-
 def one_token(forward, cfg, cache, **options):
     """A function that runs a layer on one new token, which fills the last place of `cache`."""
     x = torch.randn(1, 1, cfg.hidden_size, device=device)
@@ -69,10 +60,9 @@ rows = {}
 for context in contexts:
     keys_values = KVCache(1, context, H, plain.attention_head_dim, device=device)
     latents = LatentCache(1, context, C, R, device=device)
-    rows[context] = race(
-        MHA=one_token(mha, plain, keys_values),
-        naive=one_token(mla, lite, latents, form="expanded"),
-    )
+    runs = {"MHA": one_token(mha, plain, keys_values)}
+    runs["naive"] = one_token(mla, lite, latents, form="expanded")
+    rows[context] = machine.race(runs)
     sizes = f"{keys_values.nbytes / 2**20:6.1f} MiB and {latents.nbytes / 2**20:5.1f} MiB of cache"
     times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in rows[context].items())
     print(f"{context:5d} positions: {sizes}; {times}")
@@ -90,7 +80,7 @@ verdict = f"{factor:.1f} times SLOWER" if factor > 1 else f"{1 / factor:.1f} tim
 print(f"at {contexts[-1]} positions: a cache {shrunk:.1f} times smaller, and {verdict} than MHA")
 
 # %% [markdown]
-# This is the complaint of public issue threads soon after DeepSeek-V2 came out, for instance DeepSeek-V2 #100 and #101 and sglang #1369: "MLA brings no benefit". The programs that they tried expanded keys and values.
+# A small cache brings no speed by itself. The naive program reads little, and then computes the keys and values of all positions anew, at every step.
 #
 # The cure needs no other weights and no approximation, only brackets in another place.
 #
@@ -116,21 +106,21 @@ guess = predict("At 4096 positions, expanding wins from how many tokens on?", my
 # | $R$ | columns of a query with RoPE, and of the one rope key of all heads | 64 |
 # | $V$ | columns of a head's value | 128 |
 #
-# Cached for position $s$: the latent $c_s$ and the rope key $k^R_s$. For each head $h$ there are two matrices, $W^{UK}_h$ of shape `[P, C]`, which makes the key $W^{UK}_h c_s$, and $W^{UV}_h$ of shape `[V, C]`, which makes the value. Both lie in one tensor, `kv_b` `[H, P+V, C]`: of each head's rows the first $P$ are $W^{UK}_h$, the other $V$ are $W^{UV}_h$.
+# Cached for position $s$: the latent $c_s$ and the rope key $k^{rope}_s$. For each head $h$ there are two matrices, $W_{UK,h}$ of shape `[P, C]`, which makes the key $W_{UK,h} c_s$, and $W_{UV,h}$ of shape `[V, C]`, which makes the value. Both lie in one tensor, `kv_b` `[H, P+V, C]`: of each head's rows the first $P$ are $W_{UK,h}$, the other $V$ are $W_{UV,h}$.
 
 # %% [markdown]
 # ## Where the brackets stand
 #
 # A score needs the query $q$ (its part without RoPE, `[P]`) and the key of position $s$:
 #
-# $$q \cdot (W^{UK} c_s) = q^\top W^{UK} c_s = (W^{UK\top} q) \cdot c_s$$
+# $$q \cdot (W_{UK} c_s) = q^{T} W_{UK} c_s = (W_{UK}^{T} q) \cdot c_s$$
 #
 # On the left a matrix works on each of $S$ latents. On the right it works once, on the query; all $S$ latents are used as they are. The matrix is **absorbed** into the query (V2 report, 2405.04434, section 2.1.2).
 #
 # | form | per position | per new token | what is multiplied for a score |
 # |---|---|---|---|
-# | expanded | $c_s \to W^{UK} c_s$, `[C]` → `[P]` | nothing | `[P]` · `[P]` |
-# | absorbed | nothing | $q \to W^{UK\top} q$, `[P]` → `[C]` | `[C]` · `[C]` |
+# | expanded | $c_s \to W_{UK} c_s$, `[C]` → `[P]` | nothing | `[P]` · `[P]` |
+# | absorbed | nothing | $q \to W_{UK}^{T} q$, `[P]` → `[C]` | `[C]` · `[C]` |
 #
 # The columns with RoPE are left out of this: lesson 03 showed that a rotation between $q$ and $c_s$ would forbid it. They have a score of their own, which is added.
 
@@ -139,7 +129,7 @@ guess = predict("At 4096 positions, expanding wins from how many tokens on?", my
 #
 # *5 minutes · difficulty ●●○○○*
 #
-# $$\tilde q_{bth} = W^{UK\top}_h\, q_{bth}$$
+# $$\tilde q_{bth} = W_{UK,h}^{T}\, q_{bth}$$
 #
 # | name | shape |
 # |---|---|
@@ -169,7 +159,7 @@ my_absorb_query = check(absorb_query)
 #
 # The values can wait in the same way. With $a_s$ for the weights that the softmax gives (they sum to 1), a head's result is
 #
-# $$o = \sum_s a_s\, (W^{UV} c_s) = W^{UV} \Big(\sum_s a_s\, c_s\Big)$$
+# $$o = \sum_s a_s\, (W_{UV} c_s) = W_{UV} \Big(\sum_s a_s\, c_s\Big)$$
 #
 # So the weights sum latents, and the sum, ONE vector for each query and head, is projected at the end. You write this last step:
 #
@@ -177,7 +167,7 @@ my_absorb_query = check(absorb_query)
 # |---|---|---|
 # | `latent` | `[B, T, H, C]` | $\sum_s a_s c_s$ |
 # | `kv_b` | `[H, P+V, C]` | as above |
-# | `nope` | a number | $P$: here nothing else says where $W^{UV}$ begins |
+# | `nope` | a number | $P$: here nothing else says where $W_{UV}$ begins |
 # | result | `[B, T, H, V]` | |
 
 
@@ -198,9 +188,9 @@ my_project_values = check(project_values)
 #
 # *12 minutes · difficulty ●●●●○*
 #
-# $$a_{t\,\cdot} = \mathrm{softmax}_s\big((\tilde q_t \cdot c_s + q^R_t \cdot k^R_s) \cdot \mathrm{scale}\big), \qquad o_t = W^{UV} \sum_s a_{ts}\, c_s$$
+# $$a_{t\,\cdot} = \mathrm{softmax}_s\big((\tilde q_t \cdot c_s + q^{rope}_t \cdot k^{rope}_s) \cdot \mathrm{scale}\big), \qquad o_t = W_{UV} \sum_s a_{ts}\, c_s$$
 #
-# for each head ($q^R$ is `q_rope`; V2 report, eq. 18, V3 report, 2412.19437, eq. 10, with the brackets moved). All heads look at the SAME row $[c_s, k^R_s]$: it is **MQA** (many query heads, one key and value head, lesson 02) with a key of width $C+R$, whose first $C$ numbers are the value too.
+# for each head ($q^{rope}$ is `q_rope`; V2 report, eq. 18, V3 report, 2412.19437, eq. 10, with the brackets moved). All heads look at the SAME row $[c_s, k^{rope}_s]$: it is **MQA** (many query heads, one key and value head, lesson 02) with a key of width $C+R$, whose first $C$ numbers are the value too.
 #
 # | name | shape |
 # |---|---|
@@ -233,7 +223,7 @@ def attend_absorbed(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
 my_attend_absorbed = check(attend_absorbed)
 
 # %% [markdown]
-# Why is the scale no puzzle, although the product runs over $C+R = 576$ numbers now? Because the scores are the same numbers as before: the width of the key that they stand for is still $P+R = 192$, so plain MLA has $192^{-1/2}$ (V2-Lite multiplies that by a factor of YaRN, hence the argument).
+# Why is the scale no puzzle, although the product runs over $C+R = 576$ numbers now? Because the scores are the same numbers as before: the width of the key that they stand for is still $P+R = 192$, so plain MLA has $192^{-1/2}$ (V2-Lite multiplies that by a factor, for YaRN, a method that stretches RoPE to longer texts; hence the argument).
 #
 # ## The proof in numbers
 #
@@ -314,11 +304,10 @@ print("yours:", *yours[0, 16:28].tolist(), "…")
 for context in contexts:
     keys_values = KVCache(1, context, H, plain.attention_head_dim, device=device)
     latents = LatentCache(1, context, C, R, device=device)
-    rows[context] = race(
-        MHA=one_token(mha, plain, keys_values),
-        naive=one_token(mla, lite, latents, form="expanded"),
-        yours=one_token(lambda *inputs: my_layer(mla, *inputs), lite, latents),
-    )
+    runs = {"MHA": one_token(mha, plain, keys_values)}
+    runs["naive"] = one_token(mla, lite, latents, form="expanded")
+    runs["yours"] = one_token(lambda *inputs: my_layer(mla, *inputs), lite, latents)
+    rows[context] = machine.race(runs)
     times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in rows[context].items())
     print(f"{context:5d} positions: {times}")
 last = rows[contexts[-1]]
@@ -387,13 +376,14 @@ def crossover(C, P, V, S):
 my_crossover = check(crossover)
 
 # %% [markdown]
-# $H$ and $R$ fell out: both forms have as many heads, and RoPE's part is the same product in both. And the crossover hardly grows with the context. For very long $S$ it comes near to $C(P+V)/(2C-P-V)$. The next cell prints it for V2-Lite, whose $C$, $P$ and $V$ V3 shares, and asks the layer of `minids`, which chooses its form by itself (`form="auto"`), where it changes.
+# $H$ and $R$ fell out: both forms have as many heads, and RoPE's part is the same product in both. And the crossover grows with the context at first, then levels off: for very long $S$ it comes near to $C(P+V)/(2C-P-V)$. The next cell prints both for V2-Lite, whose $C$, $P$ and $V$ V3 shares, and asks the layer of `minids`, which chooses its form by itself (`form="auto"`), where it changes.
 
 # %%
 for S in (64, 256, 1024, 4096, 65536):
     at = my_crossover(C, P, V, S)
     chosen = next(T for T in range(1, S + 1) if not minids.mla.layer.absorbing_pays(lite, T, S))
     print(f"{S:6d} positions: crossover at {at:5.1f} new tokens; minids expands from {chosen} on")
+print(f"the limit, for ever more positions: {C * (P + V) / (2 * C - P - V):.1f} new tokens")
 
 # %% [markdown]
 # ## The measurement
@@ -406,10 +396,9 @@ measured = {}
 for S in (64, 256, 1024, 4096) if not fast() else (64, 256):
     for T in many[: sum(T <= S for T in many)]:  # the new tokens are among the positions
         inputs = random_inputs(T, S)
-        measured[S, T] = race(
-            expanded=lambda inputs=inputs: reference.attend_expanded(*inputs),
-            absorbed=lambda inputs=inputs: my_attend_absorbed(*inputs),
-        )
+        runs = {"expanded": functools.partial(reference.attend_expanded, *inputs)}
+        runs["absorbed"] = functools.partial(my_attend_absorbed, *inputs)
+        measured[S, T] = machine.race(runs)
 longest = max(S for S, _ in measured)
 print(f"{longest} positions:")
 for T in many:
@@ -436,13 +425,13 @@ def meeting(S):
 
 
 # %% [markdown]
-# Left: the longest context, both forms. The expanded line is nearly flat at first, for expanding does not depend on the new tokens; the absorbed line rises from the start. Right: their ratio, for each context; below 1 absorbing wins. Your guess (if you made one) and the crossover of exercise 5 are drawn before any measured point.
+# Left: the longest context, both forms. The expanded line is nearly flat at first, for expanding does not depend on the new tokens; the absorbed line rises from the start. Right: their ratio, for each context; below 1 absorbing wins. Your guess (if it lies in the figure) and the crossover of exercise 5 are drawn before any measured point.
 
 # %% tags=["nbval-ignore-output"]
 fig, (left, right) = plots.figure(9.5, 3.8, columns=2)
 grey = {"color": plots.INK, "linewidth": 0.9, "marker": ""}
 left.axvline(my_crossover(C, P, V, longest), linestyle=":", label="_", **grey)
-if guess.guess and guess.guess > 0:
+if guess.guess and many[0] <= guess.guess <= many[-1]:
     left.axvline(guess.guess, linestyle="-", label="_", **grey)
 for form in ("expanded", "absorbed"):
     left.plot(many, [1e3 * measured[longest, T][form] for T in many], label=form)
@@ -460,14 +449,16 @@ for panel in (left, right):
     panel.minorticks_off()
 plots.label_lines(left)
 plots.show(fig, "Time of both forms over new tokens; their ratio per context; computed crossovers.")
-print("dotted line and stars: crossover by FLOPs; solid line on the left: your guess, if any")
+print("dotted line and stars: crossover by FLOPs; solid line: your guess, if within the figure")
 
 # %% tags=["nbval-ignore-output"]
 for length in sorted({length for length, _ in measured}):
     at, computed = meeting(length), my_crossover(C, P, V, length)
     clock = f"at {at:.0f}" if at else f"nowhere from 1 to {ratios(length)[0][-1]}"
     print(f"{length:5d} positions: by FLOPs at {computed:.0f} new tokens, by the clock {clock}")
-if meeting(longest):
+if fast():
+    print("MINIDS_FAST is set: nothing was timed at 4096 positions, which your guess is about")
+elif meeting(longest):
     guess.compare(meeting(longest))
 else:
     print("your guess: the two did not cross in this measurement")
@@ -475,17 +466,23 @@ else:
 # %% [markdown]
 # ### Why the clock differs from the count
 #
-# FLOPs are not seconds: products of different shapes reach different speeds, and the softmax, which both forms have, counts nothing above. The next cell divides FLOPs by seconds, and sets that against the best product of this machine. One absorbed query is a thin product that waits for memory (lesson 00: memory-bound). Expanding is a large product that keeps the processor busy (compute-bound): fast work, but work that need not be done.
+# FLOPs are not seconds: products of different shapes reach different speeds, and the softmax, which both forms have, counts nothing above. The next cell divides FLOPs by seconds, and sets that against the best product of this machine. One absorbed query makes few FLOPs of each byte, too few for the speed of a large product (lesson 00: memory-bound); the nearer its GB/s come to a copy's, the more it is the memory that sets its time, and not the calls. Expanding is a large product that keeps the processor busy (compute-bound): fast work, but work that need not be done.
+#
+# The bytes are the least there are: latents, rope keys and `kv_b` read once, and, when expanding, keys and values written and read. What lies in a cache of the processor may come faster than a copy through memory.
 
 # %% tags=["nbval-ignore-output"]
 here = machine.measure(torch.float32)
-print(f"{here.name}: one large product reaches {here.flops / 1e9:.0f} GFLOP/s")
+print(f"{here.name}: one large product reaches {here.flops / 1e9:.0f} GFLOP/s,", end=" ")
+print(f"a copy {here.bandwidth / 1e9:.0f} GB/s")
 for T in (1, many[-1]):
     for form, seconds in measured[longest, T].items():
         flops = my_flops(form, H, C, R, P, V, T, longest)
-        speed = flops / seconds
+        nbytes = 4 * (longest * (C + R) + H * (P + V) * C)  # read once, in float32
+        nbytes += 8 * longest * H * (P + V) if form == "expanded" else 0
+        speed, rate = flops / seconds, nbytes / seconds
         print(f"{T:3d} new tokens, {form}: {flops / 1e9:6.2f} GFLOP", end="")
-        print(f" at {speed / 1e9:4.0f} GFLOP/s, {speed / here.flops:.0%} of that")
+        print(f" at {speed / 1e9:4.0f} GFLOP/s ({speed / here.flops:.0%}),", end=" ")
+        print(f"{nbytes / 1e6:4.0f} MB at {rate / 1e9:4.1f} GB/s ({rate / here.bandwidth:.0%})")
 machine.recorded("mla")
 
 # %% [markdown]
@@ -531,6 +528,10 @@ spots["absorbed, 128 heads"] = work["MLA, absorbed"]
 fig, axes = plots.figure(7.5, 4.2)
 plots.roofline(axes, ["H200", "RTX 4090"], spots)
 axes.set_ylim(bottom=axes.get_ylim()[0] / 3)  # room for the names below the dots
+for text in axes.texts:
+    if text.get_text() == "absorbed, 16 heads":  # above its dot: a line runs below it
+        text.set(ha="right", va="bottom")
+        text.xyann = (-8, 4)
 plots.show(
     fig, "Rooflines of H200 and RTX 4090 in bfloat16: MHA; absorbed MLA of 16 and 128 heads."
 )
@@ -539,7 +540,7 @@ for name, row in (("MHA", heads * (P + R + V)), ("MLA", C + R)):
     print(f"{name}'s cache, {v3.num_hidden_layers} layers: {total / 1e9:,.0f} GB")
 
 # %% [markdown]
-# Hollow dots are computed, on the H200's roof. MHA sits far down the slope, with 1 FLOP for each byte: it waits for memory. Absorbed MLA moves few bytes and does more with each, the more heads share a row; with V3's 128 heads it stands at the corner, where memory and arithmetic are both busy.
+# Hollow dots are computed, on the H200's roof. MHA sits far down the slope, with 1 FLOP for each byte: it waits for memory. Absorbed MLA moves few bytes and does more with each, the more heads share a row; with V3's 128 heads it stands just right of the H200's corner (235.8 FLOP per byte, the ridge is 206): the arithmetic sets the time there, though the memory is nearly as busy.
 #
 # The expanded form has about as many FLOPs per byte as the absorbed one, so its dot would lie beside it. It runs as FAST, and takes far longer: a roofline shows speed, not whether the work is needed.
 #
@@ -595,7 +596,7 @@ explore(
 #
 # **Many new tokens.** Reading a prompt (prefill) and training have $T = S$. The first lines below show what absorbing would cost there, at V3's sizes.
 #
-# **Many heads.** Each cached row, $2(C+R)$ bytes, meets $H$ queries: $2H(C+R+C)$ FLOPs. So the FLOPs per byte grow with the heads, and with the new tokens of a step, and beyond the ridge absorbed decoding itself is compute-bound. Then a smaller cache makes it no faster. Two tokens a step are usual where one token is guessed ahead and checked with the next (multi-token prediction).
+# **Many heads.** Each cached row, $2(C+R)$ bytes, meets $H$ queries: $2H(C+R+C)$ FLOPs. So the FLOPs per byte grow with the heads (128: 241.8, more than the 235.8 above, which also count `kv_b`), and with the new tokens of a step, and beyond the ridge absorbed decoding itself is compute-bound. Then a smaller cache makes it no faster. Two tokens a step are usual where one token is guessed ahead and checked with the next (multi-token prediction).
 
 # %%
 for S in (1024, 4096, 16384):
@@ -611,7 +612,7 @@ for n_heads in (16, 64, 128):
         print(f"{n_heads:3d} heads, {T} new: {intensity:5.1f} FLOP per byte, {words}")
 
 # %% [markdown]
-# **Multiplying the matrices together.** "Absorb" sounds as if $W^{UK\top}$ were multiplied into the matrix that makes the query, $W^{UQ}$ `[P, Q]` a head (V3 makes queries from a vector of $Q = 1536$ numbers, `q_lora_rank`). One may, and the result is right; but the product has shape `[C, Q]`: it can be much larger than its two factors, and as many numbers as a matrix has, so many multiply-adds it takes for each token. One after the other is cheaper at V3's sizes, which is why exercise 1 is a step of its own. In a model as small as `tiny` the price is low and the operations become fewer: there the layer of `minids` does merge them when it decodes on a CPU.
+# **Multiplying the matrices together.** "Absorb" sounds as if $W_{UK}^{T}$ were multiplied into the matrix that makes the query, $W_{UQ}$ `[P, Q]` a head (V3 makes queries from a vector of $Q = 1536$ numbers, `q_lora_rank`). One may, and the result is right; but the product has shape `[C, Q]`: it can be much larger than its two factors, and as many numbers as a matrix has, so many multiply-adds it takes for each token. One after the other is cheaper at V3's sizes, which is why exercise 1 is a step of its own. In a model as small as `tiny` it saves PyTorch calls, whose time counts there, at the price of some more multiply-adds: so `minids` does merge them when it decodes such a model on a CPU.
 
 # %%
 for name, cfg in (("deepseek-v3", v3), ("tiny", tiny)):
@@ -627,14 +628,14 @@ for name, cfg in (("deepseek-v3", v3), ("tiny", tiny)):
 #
 # - DeepSeek's reports name the two forms MHA mode and MQA mode of MLA. V3.1-Terminus trains and prefills in MHA mode (expanded) and decodes in MQA mode (absorbed): V3.2 report, appendix, figure 7.
 # - The official `inference/model.py` of V3 has a switch `attn_impl`. "naive" caches full keys and values; "absorb", the default, is your exercise 3.
-# - **FlashMLA** is DeepSeek's GPU kernel for the absorbed decode: keys of 576, values of 512 numbers, one for all heads. Its README reports up to 3,000 GB/s where memory-bound and 660 TFLOP/s where compute-bound, on an H800. You write such a kernel in lesson 06.
+# - **FlashMLA** is DeepSeek's GPU kernel for the absorbed decode: keys of 576, values of 512 numbers, one for all heads. Its README reports up to 3,000 GB/s where memory-bound and 660 TFLOP/s where compute-bound, on an H800. You write such a kernel in lesson 06, after 05 has introduced Triton.
 # - transformers (5.23.0 was read) caches latents, but expands the whole cache through `kv_b_proj` at every step: the naive runner of this lesson's first race.
 # - V3.2 attends to 2,048 selected positions in MQA mode; V4, by public code and posts, replaced MLA.
 
 # %% [markdown]
 # ## To remember
 #
-# 1. $q \cdot (Wc) = (W^\top q) \cdot c$: a matrix on every cached position becomes a matrix on one query, and not a number of the result changes.
+# 1. $q \cdot (Wc) = (W^{T} q) \cdot c$: a matrix on every cached position becomes a matrix on one query, and not a number of the result changes.
 # 2. Absorbed MLA is MQA over latents: few new tokens want it; many new tokens want keys and values.
 # 3. A small cache alone makes nothing fast: what is done with each cached byte decides.
 #

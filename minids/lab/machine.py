@@ -1,5 +1,6 @@
 """This machine's roofline, measured: multiply-adds a second of a large matrix product, bytes a second of a copy."""
 
+import gc
 import statistics
 import time
 from dataclasses import dataclass
@@ -55,6 +56,31 @@ def recorded(suite):
 def median_seconds(run, rounds=5):
     """The median time of `rounds` calls, in seconds, after one call for warm-up; a GPU is waited for."""
     return statistics.median(seconds_of(run, rounds))
+
+
+def race(runs, rounds=5):
+    """The median seconds of each of `runs` {name: function}, in turns A B A B ...; a GPU is waited for.
+
+    Machines drift, and in turns the drift meets all alike. A round for warm-up comes first, and is thrown away.
+    """
+    times = {name: [] for name in runs}
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()  # nobody pays for another's garbage
+    try:
+        for _ in range(rounds + 1):
+            for name, run in runs.items():
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                began = time.perf_counter()
+                run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - began)
+    finally:
+        if was_on:
+            gc.enable()
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 def seconds_of(run, rounds):

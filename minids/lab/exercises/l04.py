@@ -83,6 +83,18 @@ def stacked(q_nope, kv_b):
     return torch.einsum("bthp,hpc->bthc", q_nope, paper_order(kv_b, q_nope.shape[-1], 0))
 
 
+@ABSORB_QUERY.wrong(
+    "You multiply by all P+V rows of kv_b: the first P of each head are W_UK, kv_b[:, :P]; the others make values."
+)
+def all_key_rows(q_nope, kv_b):
+    return torch.einsum("bthp,hpc->bthc", q_nope, kv_b)
+
+
+@ABSORB_QUERY.wrong("You take the LAST P rows of each head: the first P make its keys (W_UK), the other V its values.")
+def last_rows(q_nope, kv_b):
+    return torch.einsum("bthp,hpc->bthc", q_nope, kv_b[:, -q_nope.shape[-1] :])
+
+
 @ABSORB_QUERY.wrong("You cut kv_b in the middle, which is right only where P = V: P is the width of q_nope.")
 def cut_in_the_middle(q_nope, kv_b):
     return torch.einsum("bthp,hpc->bthc", q_nope, kv_b[:, : kv_b.shape[1] // 2])
@@ -171,6 +183,11 @@ def values_transposed(latent, kv_b, nope):
 def values_stacked(latent, kv_b, nope):
     H, rows = kv_b.shape[:2]
     return torch.einsum("bthc,hvc->bthv", latent, paper_order(kv_b, rows - nope, H * nope))
+
+
+@PROJECT_VALUES.wrong("The result is [B,H,T,V]: the heads come after the positions here, [B,T,H,V].")
+def values_heads_first(latent, kv_b, nope):
+    return torch.einsum("bthc,hvc->bhtv", latent, kv_b[:, nope:])
 
 
 @PROJECT_VALUES.wrong("The heads are laid side by side, [B,T,H·V]: that comes later, before o_proj; here [B,T,H,V].")
@@ -308,6 +325,15 @@ def over_queries(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
 
 
 @ATTEND_ABSORBED.wrong(
+    "Is the mask inverted? masked_fill overwrites where its mask is True, so give it what is HIDDEN: a query that sees nothing at all comes out as NaN."
+)
+def mask_inverted(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(scores.shape[-1] - scores.shape[-2])
+    return finish(scores.masked_fill(seen, float("-inf")).softmax(-1), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
     "The softmax runs over the heads: each head has weights of its own that sum to 1 over the positions (the last dimension of [B,H,T,S])."
 )
 def over_heads(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
@@ -424,6 +450,20 @@ def multiply_adds(form, H, C, R, P, V, T, S):
 )
 def narrow_absorbed(form, H, C, R, P, V, T, S):
     return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * C * (P + V) + T * S * (P + R + V))
+
+
+@DECODE_FLOPS.wrong(
+    "The absorbed scores are over C+R numbers: the latent's C and the rope key's R, added. You count C alone."
+)
+def absorbed_without_rope(form, H, C, R, P, V, T, S):
+    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * C * (P + V) + T * S * 2 * C)
+
+
+@DECODE_FLOPS.wrong(
+    "The absorbed form sums latents, C numbers for each query and position; V numbers are what the projection makes at the end."
+)
+def absorbed_sums_values(form, H, C, R, P, V, T, S):
+    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * C * (P + V) + T * S * (C + R + V))
 
 
 @DECODE_FLOPS.wrong(
