@@ -117,6 +117,24 @@ def positions_as_heads(x, w_kv_a, norm_weight, cos, sin, eps):
     return rms_norm(c_kv, norm_weight, eps), apply_rope(k_rope, cos, sin)
 
 
+@COMPRESS_KV.wrong(
+    "The head axis is in the wrong place: k_rope[:, None] puts it BEFORE the positions. apply_rope wants [B, T, 1, R]: "
+    "unsqueeze(-2)."
+)
+def head_axis_in_front(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(x, w_kv_a, norm_weight)
+    return rms_norm(c_kv, norm_weight, eps), apply_rope(k_rope[:, None], cos, sin).squeeze(1)
+
+
+@COMPRESS_KV.wrong(
+    "The head axis is in the wrong place: k_rope[:, None] puts it BEFORE the positions, so all are turned by the first "
+    "one's angle. apply_rope wants [B, T, 1, R]: unsqueeze(-2)."
+)
+def turned_as_the_first(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(x, w_kv_a, norm_weight)
+    return rms_norm(c_kv, norm_weight, eps), apply_rope(k_rope[:, None], cos, sin)[:, 0]
+
+
 @COMPRESS_KV.wrong("k_rope still has a head axis: it is ONE vector for all heads, [B, T, R]; squeeze(-2) takes it out.")
 def head_axis_left(x, w_kv_a, norm_weight, cos, sin, eps):
     c_kv, k_rope = parts(x, w_kv_a, norm_weight)
@@ -247,6 +265,13 @@ def nope_turned(q, heads, nope, cos, sin):
 def all_turned(q, heads, nope, cos, sin):
     q_nope, q_rope = pieces(q, heads, nope)
     return apply_rope(q_nope, cos, sin), apply_rope(q_rope, cos, sin)
+
+
+@DECOUPLED_ROPE.wrong(
+    "apply_rope gets all P+R columns of a head, more than its tables have angles for: cut first, turn the last R alone."
+)
+def whole_query_turned(q, heads, nope, cos, sin):
+    return apply_rope(q.unflatten(-1, (heads, -1)), cos, sin).tensor_split([nope], -1)
 
 
 @DECOUPLED_ROPE.wrong("The rope part is taken from the front: each head's columns are [nope | rope], rope comes last.")
@@ -412,6 +437,30 @@ def two_softmaxes(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
 def mask_missing(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
     nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
     return mix((nope + rope) * scale, v, torch.ones(nope.shape[-2:], dtype=torch.bool))
+
+
+@ATTEND_EXPANDED.wrong(
+    "You multiply the scores by the mask: a hidden score becomes 0, and e^0 = 1 still has weight. Overwrite it by -inf: "
+    "masked_fill."
+)
+def mask_multiplied(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    scores = (nope + rope) * scale
+    return mix(scores * reference.visible(*scores.shape[-2:]), v, torch.ones(scores.shape[-2:], dtype=torch.bool))
+
+
+@ATTEND_EXPANDED.wrong(
+    "Is the mask inverted? masked_fill overwrites where its mask is True, so give it what is HIDDEN: a query that sees "
+    "nothing at all comes out as NaN."
+)
+def mask_inverted(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    return mix((nope + rope) * scale, v, ~reference.visible(*nope.shape[-2:]))
+
+
+@ATTEND_EXPANDED.wrong("The result is [B, H, T, V]: the heads come after the positions here, [B, T, H, V].")
+def heads_before_positions_out(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    return reference.attend_expanded(q_nope, q_rope, c_kv, k_rope, kv_b, scale).transpose(1, 2)
 
 
 @ATTEND_EXPANDED.wrong(
