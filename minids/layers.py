@@ -135,10 +135,13 @@ def apply_rope(x, cos, sin, impl="auto"):
 
 
 class Cache:
-    """Room for `max_len` positions of a batch: tensors [B,max_len,...] of which the first `length` are filled."""
+    """Room for `max_len` positions of a batch: tensors [B,max_len,...] of which the first `length` are filled.
+
+    `step` of the first layer's cache is what decode.py prepares for decoding with it.
+    """
 
     def __init__(self, batch, max_len, *shapes, dtype=torch.float32, device="cpu"):
-        self.max_len, self.length = max_len, 0
+        self.max_len, self.length, self.step = max_len, 0, None
         self.tensors = [torch.zeros(batch, max_len, *shape, dtype=dtype, device=device) for shape in shapes]
 
     def append(self, *new):

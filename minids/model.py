@@ -9,6 +9,7 @@ Pre-norm residual blocks (V3 figure 2):  h = x + Attention(RMSNorm(x));  out = h
 import torch
 from torch import nn
 
+from minids.decode import find_step
 from minids.gqa import GQA, KVCache
 from minids.layers import RMSNorm, SwiGLU, linear_cross_entropy, rope_tables
 from minids.mla import MLA, LatentCache
@@ -51,8 +52,13 @@ class Transformer(nn.Module):
     def forward(self, tokens, cache=None, last_only=False):
         """Logits [B,T,V] for `tokens` [B,T] (only the last position's, [B,1,V], if last_only).
 
-        With a `cache` (from `new_cache`) the tokens continue what it holds, and are added to it.
+        With a `cache` (from `new_cache`) the tokens continue what it holds, and are added to it; one token at a time
+        on a CPU takes the flat step of decode.py where it applies.
         """
+        step = find_step(self, tokens, cache, kinds=(Transformer, Block))
+        if step:
+            check_tokens(tokens, self.cfg, cache[0].length)
+            return step(tokens, cache)
         x = self.hidden(tokens, cache)
         return self.lm_head(x[:, -1:] if last_only else x)
 

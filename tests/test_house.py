@@ -20,6 +20,7 @@ ORDER = [
     ["config", "layer_kernels"],
     ["layers"],
     ["gqa", "mla", "moe", "fp8"],
+    ["decode"],
     ["model"],
     ["accounting", "hub", "corpus", "optim", "checkpoint", "report"],
     ["data", "generate"],

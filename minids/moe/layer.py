@@ -39,20 +39,23 @@ class Gate(nn.Module):
         self.register_buffer("load", torch.zeros(E, dtype=torch.float32), persistent=False)
 
     def forward(self, x):
-        cfg = self.cfg
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())
-        A, factor = cfg.num_experts_per_tok, cfg.routed_scaling_factor
-        groups = (1, 1) if cfg.topk_method == "greedy" else (cfg.n_group, cfg.topk_group)
-        if cfg.topk_method == "noaux_tc":
-            bias = self.e_score_correction_bias
-            routed = reference.route_v3(logits, bias, A, *groups, normalize=cfg.norm_topk_prob, factor=factor)
-        else:
-            routed = reference.route_v2(logits, A, *groups, factor=factor)
+        routed = self.route(logits)
         if self.training:
             chosen = routed[0].flatten()
             self.load.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float32))
         return routed
+
+    def route(self, logits):
+        """What forward gives, from the logits [M,E] fp32."""
+        cfg = self.cfg
+        A, factor = cfg.num_experts_per_tok, cfg.routed_scaling_factor
+        groups = (1, 1) if cfg.topk_method == "greedy" else (cfg.n_group, cfg.topk_group)
+        if cfg.topk_method == "noaux_tc":
+            bias = self.e_score_correction_bias
+            return reference.route_v3(logits, bias, A, *groups, normalize=cfg.norm_topk_prob, factor=factor)
+        return reference.route_v2(logits, A, *groups, factor=factor)
 
     @torch.no_grad()
     def update_bias(self, rate):
