@@ -10,7 +10,6 @@ place: none has been measured to be faster than the one that its makers tune for
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minids.layers import Cache, RMSNorm, apply_rope, causal_attention, softmax_scale, use_kernel
@@ -21,15 +20,10 @@ NORM_EPS = 1e-6  # of the inner norms, whatever the config says: as transformers
 
 
 class LatentCache(Cache):
-    """Latents and rope keys of one layer in one tensor [B,max_len,C+R]: C+R numbers per token and nothing else.
-
-    `folded` are MLA.fold's weights, from the first step of decoding on. As the latents, they are those of the model
-    when it read the prompt: after a change of its weights, fill a cache anew.
-    """
+    """Latents and rope keys of one layer in one tensor [B,max_len,C+R]: C+R numbers per token and nothing else."""
 
     def __init__(self, batch, max_len, latent, rope, dtype=torch.float32, device="cpu"):
         super().__init__(batch, max_len, (latent + rope,), dtype=dtype, device=device)
-        self.folded = None
 
 
 class MLA(nn.Module):
@@ -54,17 +48,13 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(C, NORM_EPS)
         self.kv_b_proj = nn.Linear(C, H * (cfg.qk_nope_head_dim + cfg.v_head_dim), bias=False)
         self.o_proj = nn.Linear(H * cfg.v_head_dim, D, bias=cfg.attention_bias)
-        growth = max((C + R) / cfg.qk_head_dim, C / cfg.v_head_dim)
-        self.folds_small = growth <= 2 and not (cfg.q_lora_rank or cfg.attention_bias)
 
     def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
         check_choice(form, impl)
-        if cache is not None and self.folds(x, form, impl):
-            return self.decode(x, cos, sin, cache)
         q_nope, q_rope = self.queries(x, cos, sin, impl)
         latents = self.latents(x, cos, sin, impl)
         if cache is not None:
-            cache.folded, latents = None, cache.append(latents)[0].to(q_nope.dtype)
+            latents = cache.append(latents)[0].to(q_nope.dtype)
         if form == "auto":
             pays = impl == "triton" or absorbing_pays(self.cfg, x.shape[1], latents.shape[1])
             form = "absorbed" if pays else "expanded"
@@ -86,38 +76,6 @@ class MLA(nn.Module):
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], -1)
         c_kv, k_rope = self.kv_a_layernorm(c_kv, impl), apply_rope(k_rope.unsqueeze(-2), cos, sin, impl).squeeze(-2)
         return torch.cat([c_kv, k_rope.to(c_kv.dtype)], -1)
-
-    def folds(self, x, form, impl):
-        """Whether `decode` takes this call: a token after the cache on a CPU, no gradient, weights that stay small."""
-        asked = form == "auto" and impl != "triton" and x.shape[1] == 1 and x.device.type == "cpu"
-        return asked and self.folds_small and not torch.is_grad_enabled()
-
-    @torch.no_grad()
-    def fold(self):
-        """The absorbed form's two weights: [(H+1)*(C+R),D] from x to queries and latent, [D,H*C] from latents to out.
-
-        W_UK goes into the queries' projection, W_UV into o_proj (V2 section 2.1.2). Only where neither grows to more
-        than twice its size: where C is several times P and V, as in the published models, it costs too much.
-        """
-        H, P = self.cfg.num_attention_heads, self.cfg.qk_nope_head_dim
-        dtype = self.o_proj.weight.dtype
-        parts = self.q_proj, self.kv_a_proj_with_mqa, self.kv_b_proj, self.o_proj
-        q, kv_a, kv_b, o = (part.weight.to(torch.promote_types(dtype, torch.float32)) for part in parts)
-        (w_uk, w_uv), (nope, rope) = (w.unflatten(0, (H, -1)).tensor_split([P], 1) for w in (kv_b, q))
-        queries = torch.cat([w_uk.mT @ nope, rope], 1).flatten(0, 1) * self.scale
-        out = (o.unflatten(1, (H, -1)).transpose(0, 1) @ w_uv).transpose(0, 1).flatten(1)
-        return torch.cat([queries, kv_a]).to(dtype), out.to(dtype)
-
-    def decode(self, x, cos, sin, cache):
-        """The absorbed form for one token, with `fold`'s weights: x [B,1,D] to [B,1,D], in few operations."""
-        H, C = self.cfg.num_attention_heads, self.cfg.kv_lora_rank
-        cache.folded = into, out = (cache.length and cache.folded) or self.fold()
-        rows = F.linear(x, into).unflatten(-1, (H + 1, -1))  # [B,1,H+1,C+R]: the queries, and the latent below them
-        rows[..., C:] = apply_rope(rows[..., C:], cos, sin)
-        rows[..., H, :C] = self.kv_a_layernorm(rows[..., H, :C])
-        latents = cache.append(rows[..., H, :])[0].to(rows.dtype)
-        weights = torch.bmm(rows[:, 0, :H], latents.mT).softmax(-1)
-        return F.linear(torch.bmm(weights, latents[..., :C]).flatten(1).unsqueeze(1), out)
 
     def expanded(self, q_nope, q_rope, latents):
         """As reference.attend_expanded, by the fused attention of torch; latents [B,S,C+R] to [B,T,H,V]."""
