@@ -1,7 +1,7 @@
 # ---
 # title: Kernels in Triton
 # promise: You write five GPU kernels, from the simplest to the backward pass of a norm, and count every byte that they move, on a machine that need not have a GPU.
-# minutes: 60
+# minutes: 75
 # difficulty: 3
 # needs: [torch, triton]
 # objectives:
@@ -105,7 +105,7 @@ axes.set(xlabel="trips of the whole tensor between memory and processor")
 plots.show(fig, "Trips of x: four large operations make 7, one kernel makes 2.")
 
 # %% [markdown]
-# `pow` (the squares) writes a tensor as large as $x$, only for `mean` to read it; the same happens between the two products. Nobody needs these intermediate tensors. **Fusing** means: do all of it in one go, while the numbers are in the processor. Then two trips remain.
+# `pow` (the squares) writes a tensor as large as $x$, only for `mean` to read it; the same happens between the two products. (Did the norm take more than 3.5 times a copy on this CPU? The rest is arithmetic and cache.) Nobody needs these intermediate tensors. **Fusing** means: do all of it in one go, while the numbers are in the processor. Then two trips remain.
 #
 # torch cannot know what you will do with the squares. You do, so you write the fused program yourself. A program that a GPU runs is called a **kernel**, and **Triton** is a language inside Python for kernels.
 
@@ -203,7 +203,7 @@ def scale_kernel(x, out, factor, BLOCK: tl.constexpr):
 my_scale = check(scale_kernel)
 
 # %% [markdown]
-# The check launched your kernel on several sizes and compared the values. It also watched every access (one outside of the tensors fails) and counted every byte (more than 1.05 times the fewest possible fails).
+# The check launched your kernel on several sizes and compared the values. It also watched every access (one outside of the tensors fails) and counted every byte (more than 1.05 times the fewest fails: the fewest for this exercise's algorithm).
 #
 # This is how one launches it: the grid in brackets, then the arguments. Tensors become pointers on the way.
 
@@ -286,7 +286,7 @@ def draw(figure, numbers, block):
     figure.suptitle(f"{words}; {3 * 4 * numbers:,} bytes whatever the block")
 
 
-alt = "Idle lanes and programs over the block size: idle lanes grow in steps, programs fall."
+alt = "Idle lanes and programs over the block size: idle lanes stay flat, then jump; programs fall."
 explore(draw, alt=alt, size=(8, 3.4), numbers=[1000, 4096, 7168, 1_000_000], block=BLOCKS)
 
 # %%
@@ -306,8 +306,9 @@ for block in (16, 64, 256, 1024, 4096):
     print(f"block {block:4}: {programs:2} programs, {100 * share:4.1f}% of lanes idle, {moved}")
 
 # %% [markdown]
-# The bytes never change: a lane that is masked off moves nothing. What changes is how well the GPU is used. Blocks that are too large leave lanes idle, and leave processors without a program: an H200 has 132 of them, and 1000 numbers cannot keep it busy with any block. (With a million the slider shows more choice.) Blocks that are too small give each program so little that starting it costs more than its work. In between there is a wide range; one tries a few.
-#
+# So block 16 wastes least: 63 programs have 1008 lanes, 8 idle. From 32 to 1024 the blocks give 1024 lanes, from then on each doubling adds idle ones. And the bytes never change: a lane that is masked off moves nothing. What changes is how well the GPU is used. Blocks that are too large leave lanes idle, and leave processors without a program: an H200 has 132 of them, and 1000 numbers cannot keep it busy with any block. (With a million the slider shows more choice.) Blocks that are too small give each program so little that starting it costs more than its work. In between there is a wide range; one tries a few.
+
+# %% [markdown]
 # 7168, the width of DeepSeek-V3, is a fine example: a block that holds a whole row must have 8192 lanes, the next power of two, and 12.5% of them idle. That is the subject of the next exercise.
 
 # %% [markdown]
@@ -320,7 +321,7 @@ for block in (16, 64, 256, 1024, 4096):
 # (1910.07467, eq. 4). A block holds a whole row, loaded ONCE. Three things are new:
 #
 # 1. `tl.sum(block, 0)` adds up a block. Now a masked lane matters: give it a value with `tl.load(…, mask=inside, other=0.0)`. The check fills undefined lanes with NaN.
-# 2. There are more rows than programs. Program $p$ of $P$ takes the rows $p, p+P, p+2P, …$ in a loop, and what all rows share it loads once, before.
+# 2. There are more rows than programs. Program $p$ of $P$ takes the rows $p, p+P, p+2P, …$ in a loop: Python's `range(start, M, step)` works in a kernel, also with values known only when it runs. What all rows share, it loads once, before.
 # 3. $x$ may be float16, whose largest number is 65504. `.to(tl.float32)` behind a load computes in float32; a store rounds to the type of its pointer.
 
 # %% [markdown]
@@ -381,10 +382,13 @@ print(f"a copy moves {2 * rows.nbytes:,}; the rest is the weight, once for each 
 
 # %% [markdown]
 # With one program for each ROW, which is how many tutorials write it, the weight would be asked for 32 times, and the kernel would move 1.5 times the bytes of a copy instead. (A GPU serves most of that from its L2 cache, a small fast memory that all programs share. The meter counts what the programs ask for.)
-#
+
+# %% [markdown]
 # ## What the compiler makes of it
 #
-# On a GPU, Triton compiles a kernel for the very GPU that is there. It can also compile for one that is not: sm_90 is NVIDIA's name for the H100 and H200. **PTX** is the text that comes out, nearly the GPU's own instructions. Here are ten lines of your second kernel, each with what it does:
+# On a GPU, Triton compiles a kernel for the very GPU that is there. It can also compile for one that is not: sm_90 is NVIDIA's name for the H100 and H200. **PTX** is the text that comes out, nearly the GPU's own instructions. A program is run by many **threads**, 128 of them here; each does the work of some lanes.
+#
+# `aligned=("n",)` promises that $n$ is a multiple of 16. Then four lanes side by side have the same mask, and one load takes all four. With $n = 1000$, no such multiple, each load takes one number. (At a launch Triton looks at $n$ and sees that by itself.) Here are ten lines of your second kernel, each with what it does:
 
 # %% tags=["nbval-ignore-output"]
 MEANING = {
@@ -409,14 +413,14 @@ for pattern, words in MEANING.items() if facts else ():
 print(facts or "Triton is missing here: nothing is compiled; the stored solution shows the lines")
 
 # %% [markdown]
-# A program is run by **threads**, 32 of which form a **warp**; `num_warps` says how many work on a block. A **register** holds 4 bytes of one thread, and a thread has at most 255. Your norm keeps a row of 8192 lanes in registers. With one warp, how many numbers is that for each thread? 256, too many: some of them **spill**, which means that they go back to memory.
+# 32 threads form a **warp**; `num_warps` says how many warps work on a block. A **register** holds 4 bytes of one thread, and a thread has at most 255. Your norm keeps a row of 8192 lanes in registers. With one warp, how many numbers is that for each thread? 256, too many: some of them **spill**, which means that they go back to memory.
 
 # %% tags=["nbval-ignore-output"]
 if triton_env.installed():
     types = {name: "*bf16" for name in ("x", "weight", "y")}
     types |= {"M": "i32", "N": "i32", "stride": "i32", "eps": "fp32"}
     request = functools.partial(compiled.request, my_rms_norm, types, {"BLOCK": 8192})
-    warps = (1, 4, 8, 16)
+    warps = (1, 2, 4, 8, 16)
     wanted = [request(num_warps=number, aligned=("N", "stride")) for number in warps]
     for number, found in zip(warps, compiled.facts_of_all(wanted), strict=True):
         each = f"{8192 // (32 * number):3} numbers a thread, {found.registers:3} registers"
@@ -425,7 +429,7 @@ else:
     print("Triton is missing here, so nothing is compiled")
 
 # %% [markdown]
-# So "the row stays in registers" is true from four warps on. What of a row that is too long for any number of registers? A vocabulary, for example: 129,280 scores.
+# So "the row stays in registers" is true from four warps on; with two, a little still spills. What of a row that is too long for any number of registers? A vocabulary, for example: 129,280 scores.
 #
 # ## Exercise 4 · Softmax of a row longer than a block
 #
@@ -437,7 +441,7 @@ else:
 #
 # $$m' = \max(m, \max b), \qquad s' = s\, e^{m - m'} + \sum_{j \in b} e^{x_j - m'}$$
 #
-# The factor makes of a sum that was taken with the old maximum one with the new.
+# The factor makes of a sum that was taken with the old maximum one with the new. At the first block $m = -\infty$, so it is $e^{-\infty} = 0$: nothing to rescale yet.
 
 # %% tags=["hide-input"]
 values = torch.tensor([1.0, 2.5, 0.5, 1.5, 2.0, 1.0, 4.0, 3.0, 0.5, 2.0, 3.5, 1.0])
@@ -494,7 +498,7 @@ def softmax_online_kernel(x, y, N, BLOCK: tl.constexpr):
 my_softmax = check(softmax_online_kernel)
 
 # %% [markdown]
-# Two reads and one write: 1.5 times a copy, the price of a row that fits nowhere. The three passes of the plain formula would be twice a copy.
+# Two reads and one write: 1.5 times a copy, the price of a row that fits nowhere. (The check's 1.00 is against the fewest bytes for this algorithm, which reads twice.) The three passes of the plain formula would be twice a copy.
 #
 # The trick is worth more than this kernel. Attention is a softmax over scores that never need to be in memory, if maximum and sum (and a weighted sum of values) are carried along: lesson 06 is built on it.
 #
@@ -541,7 +545,7 @@ my_backward = check(rms_norm_backward_kernel)
 # %% [markdown]
 # ## The score: bytes moved / fewest possible
 #
-# "Fewest possible" is strict here: every input read once, every result written once, whatever the program. The kernels run on 32 rows of 1024 numbers. Eight programs share a norm, and each asks for the weight: that is the part above 1. torch is counted as before.
+# "Fewest possible" is stricter here than in the checks: every input read once, every result written once, whatever the algorithm. So your softmax, 1.00 in its check, is 1.50 here. The kernels run on 32 rows of 1024 numbers. Eight programs share a norm, and each asks for the weight: that is the part above 1. torch is counted as before.
 
 
 # %%
@@ -641,7 +645,7 @@ else:
         print(f"torch.compile does not work here ({type(error).__name__}); on with the lesson")
 
 # %% [markdown]
-# (This is a CPU's answer, unless you have a GPU: the arithmetic counts too, so fewer bytes gain less time than one hopes.) So a norm by itself is a poor reason to write Triton. Good ones: a compiler does not find the online softmax from its formula, nor split a cache among programs (lesson 06), nor route tokens to experts (09) or multiply in FP8 with scales of your own (11).
+# (This is a CPU's answer, unless you have a GPU: the arithmetic counts too, so fewer bytes gain less time than one hopes.) So a norm by itself is a poor reason to write Triton. Good ones: Inductor, the compiler behind `torch.compile`, knows softmax, but it does not fuse your attention over a latent cache, nor split that cache among programs (lesson 06), nor route tokens to experts (09) or multiply in FP8 with scales of your own (11).
 #
 # **When the tensors are tiny.** Starting a kernel takes time too, "on the order of microseconds" (Modal's GPU glossary, CUDA graph), whatever it does. How large must a tensor be so that moving it takes as long?
 

@@ -110,7 +110,7 @@ def test_a_right_kernel_passes_with_its_score(double, cell, capsys):
     assert check(kernel) is kernel
     assert lines(capsys) == [
         "95.1 double_kernel: PASS",
-        "  bytes moved / fewest possible: 1.00, and no access out of bounds, in 10 cases",
+        "  bytes moved / fewest for this algorithm: 1.00, and no access out of bounds, in 10 cases",
         "  your kernel is used from here on; 1 of 1 in lesson 95",
     ]
 

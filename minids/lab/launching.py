@@ -134,7 +134,7 @@ def notes(seen, passed):
     if not passed or exercise.traffic is None:
         return []
     worst = max(ratio(exercise, o.case, o.counted) for o in seen)
-    return [f"bytes moved / fewest possible: {worst:.2f}, and no access out of bounds, in {len(seen)} cases"]
+    return [f"bytes moved / fewest for this algorithm: {worst:.2f}, and no access out of bounds, in {len(seen)} cases"]
 
 
 def alike(ours, theirs):

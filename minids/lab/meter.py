@@ -64,10 +64,10 @@ class Meter:
             ("launches, programs", f"{self.launches:,}, {self.programs:,}"),
             ("bytes loaded", f"{self.loaded:,}{again}"),
             ("bytes stored", f"{self.stored:,}"),
-            ("multiply-adds", f"{self.multiply_adds:,}"),
+            ("multiply-adds in tl.dot", f"{self.multiply_adds:,}"),
             ("out of bounds", f"at {len(self.out_of_bounds)} of the kernel's lines" if self.out_of_bounds else "none"),
         ]
-        lines = [f"{name:<20}{value}" for name, value in rows]
+        lines = [f"{name:<25}{value}" for name, value in rows]
         return "\n".join(lines + [str(found) for found in self.out_of_bounds])
 
 
