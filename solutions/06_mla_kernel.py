@@ -1,7 +1,7 @@
 # ---
 # title: A kernel for the latent cache
 # promise: You write the attention kernel that reads each cached latent once, prove it by counted bytes, and cut long sequences so that a whole GPU works on one of them.
-# minutes: 60
+# minutes: 90
 # difficulty: 4
 # needs: [torch, triton]
 # objectives:
@@ -13,6 +13,7 @@
 # ---
 
 # %%
+import functools
 import math
 import statistics
 
@@ -43,7 +44,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 # | scale, softmax | $H$, twice | $H$, twice |
 # | sum of latents | $H$ weights, $C$ | (one result) |
 #
-# Nothing in the formula asks for this. The **floor** is to read each row once, $C+R$ numbers, and to keep scores where they are computed. The next cell counts and times 32,768 positions of one sequence.
+# Nothing in the formula asks for this. The **floor** is to read each row once, $C+R$ numbers, and to keep scores where they are computed. The next cell counts and times 32,768 positions of one sequence. The scale is $192^{-1/2}$, for keys have $P + R = 128 + 64$ numbers before the absorption.
 
 # %% tags=["nbval-ignore-output"]
 B, H, C, R = 1, 16, 512, 64
@@ -90,7 +91,7 @@ for gpu in ("H200", "H100", "A100"):
 # %% [markdown]
 # On a GPU with few heads memory sets the time: each superfluous byte costs. With DeepSeek-V3's 128 heads both are near each other, so a kernel must do both well: read once, and multiply fast.
 #
-# A GPU is many processors, called **SMs** (streaming multiprocessors); an H200 has 132. A Triton kernel runs as many **programs** (lesson 05); a program runs on one SM. The natural program for decoding takes one sequence and a block of 64 heads, and walks along the cache.
+# A GPU is many processors, called **SMs** (streaming multiprocessors); an H200 has 132. A Triton kernel runs as many **programs** (lesson 05); a program runs on one SM. The natural program for decoding takes one sequence and 64 heads, a **head block**, and walks along the cache.
 #
 # ### Your prediction
 #
@@ -114,7 +115,7 @@ guess = predict("One sequence on 132 SMs: cutting makes it how many times faster
 # | name | shape |
 # |---|---|
 # | `q` | `[B, H, C+R]`, absorbed |
-# | `latents` | `[B, n, C+R]`, the rows of the part |
+# | `latents` | `[B, n, C+R]`, the part's $n$ rows |
 # | $o$, $\ell$ | `[B, H, C]`, `[B, H]` |
 
 # %% [markdown]
@@ -206,25 +207,26 @@ for dtype in (torch.float64, torch.float32):
 #
 # The programs of a launch go to the SMs in **waves**: with 133 programs on 132 SMs, 132 run, and one runs alone while the others wait (we let one program run on an SM at a time). A wave that is not full takes as long as a full one.
 #
-# Let a **block** be 64 positions, and count time in blocks. With $n$ parts of each sequence
+# Let a **row block** be 64 positions, and count time in row blocks. With $N$ parts of each sequence
 #
-# $$\mathrm{cost}(n) = \Big\lceil \frac{\mathrm{programs} \cdot n}{\mathrm{SMs}} \Big\rceil \cdot \Big( \Big\lceil \frac{\mathrm{blocks}}{n} \Big\rceil + \mathrm{extra}(n) \Big)$$
+# $$\mathrm{cost}(N) = \Big\lceil \frac{\mathrm{programs} \cdot N}{\mathrm{SMs}} \Big\rceil \cdot \Big( \Big\lceil \frac{\mathrm{blocks}}{N} \Big\rceil + \mathrm{extra}(N) \Big)$$
 #
-# $\lceil x \rceil$ rounds up; programs $= B \lceil H/64 \rceil$; blocks $= \lceil S/64 \rceil$. A single part has no extra. With more, a program spends one block's time to begin, and each of its heads reads its query ($2(C+R)$ bytes), writes its result in float32 ($4C$), and the merge reads that: the next cell counts in blocks.
+# $\lceil x \rceil$ rounds up; programs $= B \lceil H/64 \rceil$, one for each head block; blocks $= \lceil S/64 \rceil$, the row blocks. A single part has no extra. With more, a program spends one row block's time to begin (an assumption of this model, not a measurement), and each of its heads reads its query ($2(C+R)$ bytes), writes its result in float32 ($4C$), and the merge reads that: the next cell counts in row blocks.
 
 # %%
 per_head = 2 * (C + R) + 2 * 4 * C
 block_bytes = 64 * 2 * (C + R)
-print(f"a head: {per_head} bytes; a block: {block_bytes} bytes; 1 / {block_bytes / per_head:.1f}")
+print(f"a head: {per_head} bytes; a row block: {block_bytes}", end=" bytes; ")
+print(f"1 / {block_bytes / per_head:.1f}")
 
 # %% [markdown]
 # ## Exercise 3 · Choose the number of parts
 #
 # *10 minutes · difficulty ●●●○○*
 #
-# Rounded, then: $\mathrm{extra}(n) = 0$ for $n = 1$, and $1 + \min(H, 64) / 14$ for more. Find the $n$ with the least cost:
+# Rounded, then: $\mathrm{extra}(N) = 0$ for $N = 1$, and $1 + \min(H, 64) / 14$ for more. Find the $N$ with the least cost:
 #
-# - a part has two blocks at least, so $n$ is at most $\lfloor \mathrm{blocks} / 2 \rfloor$ (rounded down), and at most 128; $n = 1$ is always allowed;
+# - a part has two row blocks at least, so $N$ is at most $\lfloor \mathrm{blocks} / 2 \rfloor$ (rounded down), and at most 128; $N = 1$ is always allowed;
 # - of equally cheap ones take the smallest.
 #
 # `min(range(1, 10), key=cost)` gives the first number for which the function `cost` is least; `math.ceil` rounds up.
@@ -237,9 +239,9 @@ def choose_splits(batch, heads, length, sms):
     programs, blocks = batch * math.ceil(heads / 64), math.ceil(length / 64)
     extra = 1 + min(heads, 64) / 14
 
-    def cost(n):
-        waves = math.ceil(programs * n / sms)
-        return waves * (math.ceil(blocks / n) + (extra if n > 1 else 0))
+    def cost(parts):
+        waves = math.ceil(programs * parts / sms)
+        return waves * (math.ceil(blocks / parts) + (extra if parts > 1 else 0))
 
     most = max(1, min(blocks // 2, 128))
     return min(range(1, most + 1), key=cost)
@@ -251,20 +253,20 @@ my_choose_splits = check(choose_splits)
 
 
 # %%
-def cost(n, batch, heads, length, sms=132):
-    """Time in blocks of 64 positions, as in exercise 3."""
-    waves = math.ceil(batch * math.ceil(heads / 64) * n / sms)
-    return waves * (math.ceil(length / 64 / n) + (1 + min(heads, 64) / 14) * (n > 1))
+def cost(parts, batch, heads, length, sms=132):
+    """Time in row blocks of 64 positions, as in exercise 3."""
+    waves = math.ceil(batch * math.ceil(heads / 64) * parts / sms)
+    return waves * (math.ceil(length / 64 / parts) + (1 + min(heads, 64) / 14) * (parts > 1))
 
 
 print("128 heads, 132 SMs: positions, sequences, parts, faster than one part")
 for length in (512, 4096, 32768):
     for batch in (1, 4, 32, 128):
-        n = my_choose_splits(batch, 128, length, 132)
-        gain = cost(1, batch, 128, length) / cost(n, batch, 128, length)
-        print(f"{length:6d} {batch:4d} {n:4d} {gain:7.1f}")
-n = my_choose_splits(1, 128, 32768, 132)
-guess.compare(cost(1, 1, 128, 32768) / cost(n, 1, 128, 32768), how="by this count")
+        parts = my_choose_splits(batch, 128, length, 132)
+        gain = cost(1, batch, 128, length) / cost(parts, batch, 128, length)
+        print(f"{length:6d} {batch:4d} {parts:4d} {gain:7.1f}")
+parts = my_choose_splits(1, 128, 32768, 132)
+guess.compare(cost(1, 1, 128, 32768) / cost(parts, 1, 128, 32768), how="by this count")
 if not missing():
     tried = [(b, h, s, 132) for b in (1, 7, 64) for h in (16, 128) for s in range(100, 40000, 999)]
     same = sum(my_choose_splits(*one) == kernels.choose_splits(*one) for one in tried)
@@ -281,10 +283,11 @@ if not missing():
 
 
 # %%
-def microseconds(n, batch, heads, length):
-    """Time of `cost` blocks on an H200; two head blocks share what they read."""
+def microseconds(parts, batch, heads, length):
+    """Time of `cost` row blocks on an H200; two head blocks share what they read."""
     work = 2 * min(heads, 64) * 64 * (C + R + C), block_bytes / math.ceil(heads / 64)
-    return 1e6 * cost(n, batch, heads, length) * 132 * accounting.roofline_seconds(*work, "H200")
+    each = 132 * accounting.roofline_seconds(*work, "H200")
+    return 1e6 * cost(parts, batch, heads, length) * each
 
 
 def floor_of(batch, heads, length):
@@ -295,12 +298,13 @@ def floor_of(batch, heads, length):
 
 def draw(figure, heads, length):
     axes, batches = figure.subplots(), range(1, 201)
-    for n in (1, 2, 8):
-        times = [microseconds(n, b, heads, length) for b in batches]
-        axes.plot(batches, times, label=f"{n} part{'s' * (n > 1)}", marker="")
+    for parts in (1, 2, 8):
+        times = [microseconds(parts, b, heads, length) for b in batches]
+        axes.plot(batches, times, label=f"{parts} part{'s' * (parts > 1)}", marker="")
     floors = [floor_of(b, heads, length) for b in batches]
     axes.plot(batches, floors, label="floor", marker="", linestyle=":", color=plots.INK)
     axes.set(xlabel="sequences in the batch", ylabel="µs", xlim=(0, 200), ylim=(0, None))
+    axes.set_title(f"{heads} heads, {length:,} cached positions, one layer, H200 (arithmetic)")
     axes.legend(loc="upper left", frameon=False)
 
 
@@ -315,31 +319,41 @@ explore(
 # %% [markdown]
 # ## The kernel
 #
-# One program: one sequence `b` and `BLOCK_H` heads. It holds their queries, and walks along the cache in blocks of `BLOCK_N` rows. A block of rows is loaded ONCE; as `c_kv` `[BLOCK_N, C]` and `k_rope` `[BLOCK_N, R]` it serves twice:
+# One program: one sequence `b` and a head block of `BLOCK_H` heads. It holds their queries, and walks along the $n$ rows of its part in row blocks of `BLOCK_N`. A row block is loaded ONCE; as `c_kv` `[BLOCK_N, C]` and `k_rope` `[BLOCK_N, R]` it serves twice:
 #
 # | | product | shape |
 # |---|---|---|
 # | as key | `tl.dot(q_c, tl.trans(c_kv))` + the same of `q_r`, `k_rope` | `[BLOCK_H, BLOCK_N]` |
 # | as value | `tl.dot(p.to(c_kv.dtype), c_kv)` | `[BLOCK_H, C]` |
 #
-# `tl.dot` multiplies blocks, on a GPU by its **tensor cores** (units for products of small matrices), and sums in float32; both its inputs must have one dtype, hence `.to`. `tl.trans` swaps rows and columns.
+# `tl.dot` multiplies blocks, on a GPU by its **tensor cores** (units for products of small matrices), and sums in float32; both its inputs must have one dtype, hence `.to`. It takes no size below 16, so `BLOCK_H`, `BLOCK_N`, `C` and `R` are 16 at least. `tl.trans` swaps rows and columns.
 #
-# From block to block three things are kept for each head: the largest score so far $m$, the sum of weights, and the weighted sum of latents. Where $m$ grows to $m'$, both sums shrink by $e^{m - m'}$ (2205.14135).
+# From row block to row block three things are kept for each head: the largest score so far $m$, the sum of weights, and the weighted sum of latents. Where $m$ grows to $m'$, both sums shrink by $e^{m - m'}$ (2205.14135).
 
 # %% [markdown]
 # ## Exercise 4 · Exercise 1 as a kernel
 #
 # *20 minutes · difficulty ●●●●●*
 #
-# What is there: `b`, the heads `h`, columns `c` and `r`, the lanes `j` of a block, and the queries, loaded. Row $s$ of sequence `b` begins at `latents + b * stride_b + s * stride_n`; its rope key `C` numbers later.
+# What is there: `b`, the heads `h`, columns `c` and `r`, the lanes `j` of a row block, and the queries, loaded. Row $s$ of sequence `b` begins at `latents + b * stride_b + s * stride_n`; its rope key `C` numbers later.
 #
 # | you write | |
 # |---|---|
-# | before the loop | $m = -\infty$ and two sums of 0, float32, `tl.full`, `tl.zeros` |
+# | before the loop | $m = -\infty$ `[BLOCK_H]`; sums of 0, `[BLOCK_H]` and `[BLOCK_H, C]`; float32 |
 # | `for start in range(0, n, BLOCK_N)` | load, scores, new maximum, shrink, add |
 # | after it | `tl.store` to `out + row * C + c` and `lse + b * H + h` |
+
+# %% [markdown]
+# | of Triton | gives |
+# |---|---|
+# | `tl.full((a, b), v, tl.float32)` | a block `[a, b]` full of `v`; `(a,)` is the shape of one dimension |
+# | `tl.zeros((a, b), tl.float32)` | the same of zeros |
+# | `tl.where(mask, x, y)` | `x` where the mask is true, else `y` |
+# | `tl.max(x, 1)`, `tl.sum(x, 1)` | of `[a, b]`, over the columns: `[a]` |
+# | `tl.maximum(x, y)`, `tl.exp(x)`, `tl.log(x)` | number by number |
+# | `x[:, None]`, `x[None, :]` | of `[a]`: a column `[a, 1]`, a row `[1, a]` |
 #
-# The last block may have lanes without a position: mask the loads, with `other=0.0`, and give such scores $-\infty$. Heads beyond `H` are masked by `ours`. The check counts bytes: a latent that is loaded twice fails.
+# The last row block may have lanes without a position: mask the loads, with `other=0.0`, and give such scores $-\infty$. Heads beyond `H`: for `out` the mask is `ours`, `[BLOCK_H, 1]`; for `lse`, one number a head, use `h < H`. The check counts bytes: a latent that is loaded twice fails.
 
 
 # %%
@@ -377,12 +391,12 @@ my_kernel = check(decode_block_kernel)
 # %% [markdown]
 # ## All of it together
 #
-# Your kernel for each part, your choice of how many, your merge: a whole decode. It runs beside the kernel that minids ships, `minids.mla.kernels.decode`, which cuts and merges by itself, knows sequences of unequal length, and is built on the same loop. The **traffic meter** counts each load in Triton's interpreter. What should you see? Rows loaded over the bytes of the cache: 1 where one block of heads does it all, and no access out of bounds.
+# Your kernel for each part, your choice of how many, your merge: a whole decode. It runs beside the kernel that minids ships, `minids.mla.kernels.decode`, which cuts and merges by itself, knows sequences of unequal length, and is built on the same loop. The **traffic meter** counts each load in Triton's interpreter. What should you see? Rows loaded over the bytes of the cache: 1 where one head block does it all, and no access out of bounds.
 
 
 # %%
 def my_launch(q, latents, scale, rank, block_h=16, block_n=64):
-    """decode_block by my_kernel: one program for each sequence and block of heads."""
+    """decode_block by my_kernel: one program for each sequence and head block."""
     (B, H, width), n = q.shape, latents.shape[1]
     out, lse = torch.empty(B, H, rank, device=q.device), torch.empty(B, H, device=q.device)
     my_kernel[(math.ceil(H / block_h), B)](
@@ -427,14 +441,16 @@ if not counted:
     print("bytes are counted in Triton's interpreter: see above, or set TRITON_INTERPRET=1")
 
 # %% [markdown]
-# A block of heads in minids' kernel has up to 64 rows for a GPU whose tensor cores want that. With 128 heads two blocks load the same rows. On a GPU these two programs of a sequence run side by side, and the second finds the rows in the **L2 cache**, fast memory that all SMs share. The meter counts what programs ask for, and knows no caches.
+# Why 27 MFLOP of yours against 22? Padding is multiplied too. minids cuts 300 rows between row blocks, 3 + 2 of 64: 320 rows. `my_decode` cuts 150 + 150, which take 3 row blocks each: 384.
+#
+# A head block in minids' kernel has up to 64 heads for a GPU whose tensor cores want that. With 128 heads two head blocks load the same rows. On a GPU these two programs of a sequence run side by side, and the second finds the rows in the **L2 cache**, fast memory that all SMs share. The meter counts what programs ask for, and knows no caches.
 
 # %% [markdown]
 # ## What the compiler makes of it
 #
 # Some words. 32 threads that run in step are a **warp**; a program has 4 or 8. Each thread has at most 255 **registers**, for the numbers at hand; what does not fit **spills** to slow memory. **Shared memory** is the fast memory of one SM, 227 KiB on Hopper (H100, H200), where rows wait to be multiplied. **wgmma** is Hopper's instruction for a product of at least 64 rows by four warps together; the older **mma** takes smaller products, and cannot reach Hopper's full speed.
 #
-# The next cell compiles minids' kernel for Hopper, called sm_90. No GPU is needed for that.
+# The next cell compiles minids' kernel for Hopper, called sm_90. No GPU is needed for that. *wgmma* and *mma* in its table count such instructions in the code, not how often they run.
 
 
 # %%
@@ -472,10 +488,10 @@ for name, one in facts.items() if not missing() else ():
 # %% [markdown]
 # How to read it:
 #
-# - **16 heads** in a block: a product of 16 rows is too small for wgmma. *Swapped* turns the products round, so that 64 positions are the rows and 16 heads the columns. minids does that for up to 32 heads on Hopper.
+# - **16 heads** in a head block: a product of 16 rows is too small for wgmma. *Swapped* turns the products round, so that 64 positions are the rows and 16 heads the columns. minids does that for up to 32 heads on Hopper.
 # - **64 heads, 4 warps**: the sums, 64 × 512 numbers in float32, are 256 for each of 128 threads: more than a thread's registers, and everything else needs some too. It spills, in the innermost loop.
-# - **8 warps**: 128 of them for each of 256 threads. That fits.
-# - **sm_80** (A100) and **sm_89** (RTX 40) have mma and a smaller shared memory. A program that does not fit is not slow: it does not start. There minids takes smaller blocks.
+# - **8 warps**: 128 of them for each of 256 threads. On sm_90 that fits: nothing spills.
+# - **sm_80** (A100) and **sm_89** (RTX 40) have mma and a smaller shared memory, and there 8 warps spill. A program that does not fit is not slow: it does not start. There minids takes smaller blocks.
 #
 # And your own kernel? The next cell compiles it with 16 and with 64 heads.
 
@@ -501,15 +517,15 @@ else:
 # %% tags=["nbval-ignore-output"]
 
 
-def parts_in_torch(n):
-    """The hook's attention in n parts."""
-    done = [my_decode_block(q, rows, scale, C) for rows in latents.tensor_split(n, 1)]
+def parts_in_torch(parts):
+    """The first cell's attention in parts."""
+    done = [my_decode_block(q, rows, scale, C) for rows in latents.tensor_split(parts, 1)]
     return my_merge_splits(*(torch.stack(results) for results in zip(*done, strict=True)))
 
 
 runs = {"three steps": lambda: plain(q, latents, scale, C)}
-for n in (1, 8, 32, 128):
-    runs[f"{n} part{'s' * (n > 1)}"] = lambda n=n: parts_in_torch(n)
+for parts in (1, 8, 32, 128):
+    runs[f"{parts} part{'s' * (parts > 1)}"] = functools.partial(parts_in_torch, parts)
 rounds = range(7)  # in turns, for machines drift
 times = [{name: machine.median_seconds(run, 1) for name, run in runs.items()} for _ in rounds]
 clock = {name: statistics.median(one[name] for one in times) for name in runs}
@@ -566,17 +582,16 @@ plots.show(fig, "Rooflines of H200 and A100; 16 heads on the slope, 128 heads ne
 # %% [markdown]
 # ## When does it not pay?
 #
-# **Short contexts with few sequences:** there is little to gain, for what a part costs beside its blocks, the extra, stays, however short the parts. The next cell shows both. **Large batches** fill the GPU by themselves. And a kernel of this kind needs room: blocks that do not fit into a GPU's shared memory must be smaller, and then each row is read for fewer heads, or fewer rows are on their way at once.
+# **Short contexts with few sequences:** few row blocks allow few parts, for each has two at least. Each part still costs its extra, which is as long as 5.6 row blocks with 64 heads in a head block. So 512 positions allow 4 parts, which gain almost nothing. The next cell shows it. **Large batches** fill the GPU by themselves. And a kernel of this kind needs room: blocks that do not fit into a GPU's shared memory must be smaller, and then each row is read for fewer heads, or fewer rows are on their way at once.
 
 # %%
 for batch in (1, 66, 128):
     for length in (128, 256, 512, 1024, 8192):
-        n = my_choose_splits(batch, 128, length, 132)
-        best = cost(n, batch, 128, length)
-        pure = best - math.ceil(batch * 2 * n / 132) * (1 + 64 / 14) * (n > 1)
-        gain = cost(1, batch, 128, length) / best
-        print(f"{batch:3d} sequences of {length:4d}: {n:3d} parts, {gain:4.1f} times", end=" ")
-        print(f"faster, {1 - pure / best:4.0%} of the time extra")
+        parts = my_choose_splits(batch, 128, length, 132)
+        most = max(1, min(math.ceil(length / 64) // 2, 128))
+        gain = cost(1, batch, 128, length) / cost(parts, batch, 128, length)
+        print(f"{batch:3d} sequences of {length:4d}: {parts:3d} parts", end=" ")
+        print(f"of {most:2d} allowed, {gain:4.1f} times faster")
 for name, one in facts.items() if not missing() else ():
     if not one.fits:
         print(f"{name}: {one.shared / 1024:.0f} KiB wanted, {compiled.SHARED_KIB[one.arch]} there")

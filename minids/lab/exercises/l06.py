@@ -228,6 +228,32 @@ def no_max_in_the_merge(outs, lses):
 
 
 @MERGE_SPLITS.wrong(
+    "The log-sum-exp is the plain log of the sum of e^lse, and e^300 overflows: subtract the largest lse of each head "
+    "first, or take torch.logsumexp(lses, 0)."
+)
+def naive_logsumexp(outs, lses):
+    lse = lses.exp().sum(0).log()
+    return weighed((lses - lse).exp(), outs), lse
+
+
+@MERGE_SPLITS.wrong(
+    "The output is right, but the log-sum-exp is the plain log of the sum of e^lse, and e^300 overflows: subtract the "
+    "largest l first."
+)
+def naive_lse_alone(outs, lses):
+    return weighed(lses.softmax(0), outs), lses.exp().sum(0).log()
+
+
+@MERGE_SPLITS.wrong(
+    "Two things: log of the sum of e^lse overflows (e^300), so subtract the largest l first; and 0 times what nobody wrote "
+    "in an empty part is NaN, so take torch.where."
+)
+def naive_with_empty(outs, lses):
+    lse = lses.exp().sum(0).log()
+    return ((lses - lse).exp().unsqueeze(-1) * outs).sum(0), lse
+
+
+@MERGE_SPLITS.wrong(
     "An empty part gives NaN: its weight is 0, but nobody wrote its output, and 0 times NaN is NaN. Put 0 in its place with "
     "torch.where."
 )
@@ -334,10 +360,10 @@ CHOOSE_SPLITS = Exercise(
         {"batch": 50, "heads": 16, "length": 9000, "sms": 132},
     ],
     hints=[
-        "Write the time of ONE n as a function cost(n), then let min(range(...), key=cost) try them all. Of equal ones min "
-        "takes the first, which is the smallest n.",
-        "programs = batch · ceil(heads/64), blocks = ceil(length/64); cost(n) = ceil(programs·n/sms) · (ceil(blocks/n) + "
-        "extra, if n > 1); n from 1 up to min(blocks // 2, 128), and 1 where that is 0.",
+        "Write the time of ONE number of parts as a function cost(parts), then let min(range(...), key=cost) try them all. "
+        "Of equal ones min takes the first, which is the smallest number.",
+        "programs = batch · ceil(heads/64), blocks = ceil(length/64); cost(parts) = ceil(programs·parts/sms) · "
+        "(ceil(blocks/parts) + extra, if parts > 1); parts from 1 up to min(blocks // 2, 128), and 1 where that is 0.",
     ],
 )
 
@@ -389,11 +415,28 @@ def heads_forgotten(batch, heads, length, sms):
 
 
 @CHOOSE_SPLITS.wrong(
-    "Parts may be shorter than allowed: two blocks, 128 positions, is the least, so n is at most blocks // 2."
+    "Parts may be shorter than allowed: two row blocks, 128 positions, is the least, so at most blocks // 2 parts."
 )
 def too_short_parts(batch, heads, length, sms):
     programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
     return cheapest(programs, blocks, sms, extra, most=min(blocks, 128))
+
+
+@CHOOSE_SPLITS.wrong(
+    "Both limits are forgotten: a part has two row blocks at least, so at most blocks // 2 parts, and never more than 128."
+)
+def no_limit(batch, heads, length, sms):
+    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, extra, most=blocks)
+
+
+@CHOOSE_SPLITS.wrong(
+    "The row blocks of a sequence are rounded down: 1000 positions are 16 of them, the last one not full. Take "
+    "ceil(length / 64), not length // 64."
+)
+def positions_rounded_down(batch, heads, length, sms):
+    programs, _, sms, extra = parts_of(batch, heads, length, sms)
+    return cheapest(programs, length // 64, sms, extra)
 
 
 @CHOOSE_SPLITS.wrong("There may be more than 128 parts in your answer: 128 is the most that is allowed.")
@@ -426,7 +469,7 @@ def no_waves(batch, heads, length, sms):
 
 
 @CHOOSE_SPLITS.wrong(
-    "You cut until every processor has a part, whatever the last wave and the merge cost: try all n, and take the cheapest."
+    "You cut until every processor has a part, whatever the last wave and the merge cost: try all, and take the cheapest."
 )
 def fill_all(batch, heads, length, sms):
     programs, blocks, sms, _ = parts_of(batch, heads, length, sms)
@@ -451,7 +494,7 @@ def largest_of_equals(batch, heads, length, sms):
 
 
 @CHOOSE_SPLITS.wrong(
-    "`extra` is charged where nothing is cut, too: a single part (n = 1) is not merged, so it costs its blocks."
+    "`extra` is charged where nothing is cut, too: a single part is not merged, so it costs its blocks."
 )
 def extra_for_one(batch, heads, length, sms):
     programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
