@@ -177,5 +177,5 @@ class Curve:
         for (name, bits), dash in zip(self.anchors.items(), (":", "--"), strict=True):
             axes.axhline(bits, color=plots.INK, linestyle=dash, linewidth=1)
             axes.annotate(f"{name} {bits:.2f}", (0, bits), xytext=(4, 3), textcoords="offset points")
-        axes.set(xlabel="seconds", ylabel="bits per byte", ylim=(1.2, 3.8), xlim=(0, None))
+        axes.set(xlabel="seconds", ylabel="bits per byte", ylim=(0.8, 3.8), xlim=(0, None))
         return fig
