@@ -27,6 +27,7 @@ from minids.layers import RMSNorm, SwiGLU, rope_tables
 from minids.mla import MLA
 from minids.moe import Experts, Gate, MoE
 
+PIECES, LONG = 8, 2048  # torch multiplies one narrow matrix in one thread, and several in as many as there are
 PARTS = {MLA, MoE, Gate, Experts, SwiGLU, RMSNorm, nn.Linear, nn.Embedding, nn.ModuleList}
 
 
@@ -113,10 +114,23 @@ class Attention:
         (latents,) = cache.tensors
         latents[:, cache.length] = self.new
         cache.length += 1
-        latents = latents[:, : cache.length]
-        scores = torch.bmm(self.queries, latents.mT)
-        torch.bmm(torch.softmax(scores, -1, out=scores), latents[..., : self.read.shape[-1]], out=self.read)
+        if not self.in_pieces(latents, cache.length):
+            latents = latents[:, : cache.length]
+            scores = torch.bmm(self.queries, latents.mT)
+            torch.bmm(torch.softmax(scores, -1, out=scores), latents[..., : self.read.shape[-1]], out=self.read)
         self.norm.x.addmm_(self.flat_read, self.out)
+
+    def in_pieces(self, latents, length):
+        """Attend over a long cache in PIECES equal pieces, which torch shares among threads; whether that was done."""
+        C, L = self.read.shape[-1], -(-length // PIECES)
+        if length < LONG or len(latents) > 1 or latents.shape[1] < PIECES * L:
+            return False
+        latents = latents[0, : PIECES * L].unflatten(0, (PIECES, L))
+        scores = torch.bmm(self.queries.expand(PIECES, -1, -1), latents.mT).transpose(0, 1).flatten(1)
+        scores[:, length:] = float("-inf")  # what lies behind the last position
+        weights = torch.softmax(scores, -1, out=scores).unflatten(1, (PIECES, L)).transpose(0, 1)
+        torch.sum(torch.bmm(weights, latents[..., :C]), 0, keepdim=True, out=self.read)
+        return True
 
 
 class FeedForward:

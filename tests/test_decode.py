@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minids import ModelConfig, Transformer
+from minids import ModelConfig, Transformer, decode
 from minids.decode import fold, folds_small
 from minids.model import Block
 from minids.numerics import relative_error, seed_everything
@@ -182,3 +182,15 @@ def test_weights_fold_only_where_that_keeps_them_small():
     attn = Block(ModelConfig(), 0).self_attn
     into, out = fold(attn)
     assert into.shape == (5 * 80, 128) and out.shape == (128, 4 * 64)
+
+
+@torch.no_grad()
+def test_a_long_cache_in_pieces_is_the_same(monkeypatch):
+    model, prompt = build(), torch.randint(64, (1, 37))
+    want = ordinary(model, prompt, model.new_cache(1, 80), 40)
+    for long, room in ((1, 80), (50, 77)):  # from the first token on; from the middle, to the last place of a cache
+        monkeypatch.setattr(decode, "LONG", long)
+        cache = model.new_cache(1, room)
+        cache[0].tensors[0][:, 60:] = 1e4  # what lies behind does not count
+        assert relative_error(extend(model, prompt, cache, 40), want) < 1e-5
+    assert cache[0].length == 76
