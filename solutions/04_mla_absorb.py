@@ -577,7 +577,7 @@ def draw(figure, H, C, P_plus_V):
     if (ratio > 0).sum() > 12:
         axes.contour(ratio, levels=[0], colors=plots.INK, linewidths=2)
         axes.text(10.5, 11, "expanded wins", ha="center", weight="bold")
-    axes.set(xlabel="positions S", ylabel="new tokens T")
+    axes.set(xlabel="positions S", ylabel="new tokens T", title=f"H {H}, C {C}, P + V {P_plus_V}")
     axes.tick_params(axis="x", rotation=60)
 
 
