@@ -174,7 +174,8 @@ def causal_attention(q, k, v, scale):
         return BlockAttention.apply(q, k, v, scale)
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    v = F.pad(v, (0, max(0, q.shape[-1] - width)))  # torch's fused attention takes q, k and v of one width only
+    if width < q.shape[-1]:  # torch's fused attention takes q, k and v of one width only
+        v = F.pad(v, (0, q.shape[-1] - width))
     options = {"scale": scale, "is_causal": T == S > 1, "enable_gqa": more > 1}
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[..., :width].transpose(1, 2)
 

@@ -47,8 +47,13 @@ class Trained:
         corpus = self.text.corpus
         if fast():
             corpus = data.Corpus(corpus.name, corpus.train, corpus.heldout[:2])
-        with torch.autocast("cpu", torch.bfloat16, has_fast_bf16(torch.device("cpu"))):
+        with precision():
             return data.heldout_nats(self.model, self.text.tokenizer, corpus, LENGTH, BATCH)
+
+
+def precision():
+    """Autocast to bfloat16 where this CPU multiplies it in hardware."""
+    return torch.autocast("cpu", torch.bfloat16, has_fast_bf16(torch.device("cpu")))
 
 
 def load_text(vocab_size=2048, spec="stdlib"):
@@ -126,7 +131,7 @@ def one_step(run, optimizers, loss, step, done, seed, rate):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
     inputs, targets = data.batch(run.text.tokens, step, seed, BATCH, LENGTH)
-    with torch.autocast("cpu", torch.bfloat16, has_fast_bf16(torch.device("cpu"))):
+    with precision():
         total, nats = loss(run.model, inputs, targets)
     total.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)

@@ -84,9 +84,8 @@ class MLA(nn.Module):
         kv = self.kv_b_proj(c_kv).unflatten(-1, (cfg.num_attention_heads, -1))
         k_nope, v = kv.split([cfg.qk_nope_head_dim, cfg.v_head_dim], -1)
         k_rope = k_rope.to(k_nope.dtype).unsqueeze(1).expand(-1, cfg.num_attention_heads, -1, -1)
-        q = torch.cat(
-            [q_nope.transpose(1, 2), q_rope.to(q_nope.dtype).transpose(1, 2)], -1
-        )  # heads first, as attention wants them
+        # heads first, as attention wants them
+        q = torch.cat([q_nope.transpose(1, 2), q_rope.to(q_nope.dtype).transpose(1, 2)], -1)
         k = torch.cat([k_nope.transpose(1, 2), k_rope], -1)
         return causal_attention(q.transpose(1, 2), k.transpose(1, 2), v, self.scale)
 
