@@ -62,7 +62,8 @@ class Gate(nn.Module):
         """Move the bias by `rate` towards balance (V3 eq. 16), zero `load`, and give its MaxVio as a 0-dim tensor."""
         violation = reference.max_violation(self.load)
         if self.e_score_correction_bias is not None:
-            reference.update_bias(self.e_score_correction_bias, self.load, rate)
+            moved = reference.update_bias(self.e_score_correction_bias, self.load, rate)
+            self.e_score_correction_bias.copy_(moved)
         self.load.zero_()
         return violation
 

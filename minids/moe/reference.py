@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minids.layers import swiglu
+
 
 class Plan(NamedTuple):
     """Where each of the N = M*A dispatched rows goes, when the rows are sorted by expert.
@@ -45,10 +47,7 @@ def route_v3(
     scores = logits.sigmoid()
     biased = scores.detach() + bias  # for the choice alone: no gradient, and no part in the gates
     if n_group > 1:
-        groups = biased.unflatten(-1, (n_group, -1))
-        group_scores = groups.topk(2, dim=-1).values.sum(-1)
-        # -inf, not 0: where all biased scores are negative, 0 would win
-        biased = _keep_groups(groups, group_scores, topk_group, float("-inf"))
+        biased = group_limit(biased, n_group, topk_group)
     indices = biased.topk(top_k, dim=-1, sorted=False).indices
     gates = scores.gather(-1, indices)
     if normalize:
@@ -72,6 +71,17 @@ def route_v2(
     return indices, gates * factor, scores
 
 
+def group_limit(biased: Tensor, n_group: int, topk_group: int) -> Tensor:
+    """Biased scores [M,E] with -inf outside the best `topk_group` of `n_group` groups of neighbours (V3 section 2.1.2).
+
+    A group's score is the sum of its two best biased scores; so a token goes to few machines, each with one group.
+    """
+    groups = biased.unflatten(-1, (n_group, -1))
+    group_scores = groups.topk(2, dim=-1).values.sum(-1)
+    # -inf, not 0: where all biased scores are negative, 0 would win
+    return _keep_groups(groups, group_scores, topk_group, float("-inf"))
+
+
 def _keep_groups(groups: Tensor, group_scores: Tensor, topk_group: int, fill: float) -> Tensor:
     """[M,n_group,E/n_group] to [M,E], with `fill` outside the best `topk_group` groups."""
     best = group_scores.topk(topk_group, dim=-1, sorted=False).indices
@@ -93,6 +103,16 @@ def experts_loop(x: Tensor, indices: Tensor, gates: Tensor, gate_up_proj: Tensor
     return out
 
 
+def moe_forward(
+    x: Tensor, indices: Tensor, gates: Tensor, gate_up_proj: Tensor, down_proj: Tensor, shared: tuple
+) -> Tensor:
+    """Shared experts, unscaled, plus the gated routed ones; arguments as experts_loop, [M,D] (V3 eq. 12 without u_t).
+
+    `shared` are the three projections (w_gate [W,D], w_up [W,D], w_down [D,W]) of one SwiGLU as wide as all of them.
+    """
+    return swiglu(x, *shared, impl="torch") + experts_loop(x, indices, gates, gate_up_proj, down_proj)
+
+
 def dispatch_plan(indices: Tensor, n_experts: int) -> Plan:
     """Sort the choices [M,A] by expert, within an expert by token; nothing here waits for a GPU."""
     by_expert, order = indices.flatten().sort(stable=True)
@@ -100,6 +120,30 @@ def dispatch_plan(indices: Tensor, n_experts: int) -> Plan:
     ends = torch.searchsorted(by_expert, experts, right=True, out_int32=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
     return Plan(order, order // indices.shape[-1], place.view_as(indices), ends)
+
+
+def grouped_gemm(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each expert's rows by its own matrix; x [N,K], weights [E,J,K], ends [E] to [N,J].
+
+    Rows ends[e-1] to ends[e] - 1 of x are expert e's (none where both are equal): y = x W_e^T.
+    """
+    y = x.new_empty(x.shape[0], weights.shape[1])
+    for rows, weight in zip(_rows_of_experts(ends), weights, strict=True):
+        y[rows] = x[rows] @ weight.T
+    return y
+
+
+def grouped_gemm_dw(x: Tensor, dy: Tensor, ends: Tensor) -> Tensor:
+    """Gradient of grouped_gemm's weights: dW_e = dY_e^T X_e over expert e's rows; x [N,K], dy [N,J] to [E,J,K].
+
+    An expert without rows gets zeros.
+    """
+    return torch.stack([dy[rows].T @ x[rows] for rows in _rows_of_experts(ends)])
+
+
+def _rows_of_experts(ends: Tensor) -> list[slice]:
+    last = ends.tolist()
+    return [slice(begin, end) for begin, end in zip([0, *last], last, strict=False)]
 
 
 def load_fractions(indices: Tensor, n_experts: int) -> Tensor:
@@ -125,9 +169,9 @@ def balance_loss(scores: Tensor, indices: Tensor, alpha: float) -> Tensor:
     return alpha * (f * shares.mean(-2)).sum(-1).mean()
 
 
-def update_bias(bias: Tensor, load: Tensor, rate: float) -> None:
-    """Move bias [E], in place, by `rate` towards the experts with less than the mean load [E] (V3 eq. 16)."""
-    bias.add_(torch.sign(load.mean() - load), alpha=rate)
+def update_bias(bias: Tensor, load: Tensor, rate: float) -> Tensor:
+    """The bias [E] after a step with `load` [E]: up by `rate` below the mean load, down above it (V3 eq. 16)."""
+    return bias + rate * torch.sign(load.mean() - load)
 
 
 def max_violation(load: Tensor) -> Tensor:
