@@ -89,9 +89,16 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def update_expert_bias(self, rate):
-        """Move every router's bias by `rate` towards balance (V3 eq. 16) and give the mean MaxVio over the layers."""
-        violations = [moe.gate.update_bias(rate) for moe in self.moe_layers()]
-        return torch.stack(violations).mean() if violations else torch.zeros(())
+        """Move every router's bias by `rate` towards balance (V3 eq. 16); gives MaxVio and the loads it moved by.
+
+        MaxVio is the mean over the MoE layers, 0-dim; the loads are [layers,E], as multiples of a layer's mean load.
+        """
+        gates = [moe.gate for moe in self.moe_layers()]
+        if not gates:
+            return torch.zeros(()), torch.zeros(0, 0)
+        loads = torch.stack([gate.load for gate in gates])  # a copy: update_bias zeroes what it has used
+        violations = torch.stack([gate.update_bias(rate) for gate in gates])
+        return violations.mean(), loads / loads.mean(1, keepdim=True).clamp_min(torch.finfo(loads.dtype).tiny)
 
     def new_cache(self, batch, max_len, dtype=None):
         """Empty caches for `batch` sequences of up to `max_len` tokens, one per layer; dtype as the weights'."""

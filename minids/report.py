@@ -1,4 +1,4 @@
-"""What a training run shows and keeps of itself: the bar, log.jsonl and the curve in loss.png."""
+"""What a training run shows and keeps of itself: the bar, log.jsonl, and in loss.png the curve and the balance."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 FLUSH_EVERY = 10  # steps between two readings of the losses; a GPU is waited for only then
@@ -31,9 +32,12 @@ class Progress:
         self.bar = tqdm(total=steps, initial=done, unit="step", mininterval=interval, dynamic_ncols=True)
         self.waiting, self.since, self.smooth = [], time.perf_counter(), None
 
-    def add(self, step, cross_entropy, max_vio):
-        """Count a step, after which `step` are done; cross_entropy (nats per token) and max_vio are 0-dim tensors."""
-        self.waiting.append((step, cross_entropy, max_vio))
+    def add(self, step, cross_entropy, max_vio, loads):
+        """Count a step, after which `step` are done; cross_entropy (nats per token) and max_vio are 0-dim tensors.
+
+        loads [layers,E] are multiples of the layer's mean load.
+        """
+        self.waiting.append((step, cross_entropy, max_vio, loads))
         if len(self.waiting) >= FLUSH_EVERY:
             self.flush()
 
@@ -49,6 +53,9 @@ class Progress:
         now = time.perf_counter()
         speed = count * self.tokens_per_step / (now - self.since)
         line = {"step": self.waiting[-1][0], "bits_per_byte": bits, "tokens_per_second": speed, "max_vio": vio}
+        loads = torch.stack([entry[3] for entry in self.waiting]).mean(0)
+        if loads.numel():
+            line["loads"] = [[round(load, 3) for load in layer] for layer in loads.tolist()]
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.smooth = bits if self.smooth is None else 0.8 * self.smooth + 0.2 * bits
@@ -85,23 +92,70 @@ def result_line(result):
     return "held-out bits per byte: {bits_per_byte:.2f} (gzip {gzip:.2f}, xz {xz:.2f})".format(**result)
 
 
+def last_max_vio(folder, steps=100):
+    """The mean MaxVio of the lines of the last `steps` steps in log.jsonl of `folder`, NaN without a line."""
+    rows = read_log(folder / "log.jsonl")
+    last = [row["max_vio"] for row in rows if row["step"] > rows[-1]["step"] - steps]
+    return sum(last) / len(last) if last else math.nan
+
+
 def plot(folder, result):
-    """Draw log.jsonl of `folder` into its loss.png, beside gzip, xz and the held-out `result`; say so, or why not."""
+    """Draw log.jsonl of `folder` into its loss.png: the curve beside gzip, xz and the held-out `result`, and balance.
+
+    Says where it is, or why there is none.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("no loss.png: matplotlib is not installed (pip install matplotlib); the numbers are in log.jsonl")
         return
     rows = read_log(folder / "log.jsonl")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    layers = max((len(row["loads"]) for row in rows if "loads" in row), default=0)
+    heights = (
+        [4]
+        + [1.4] * any(row.get("max_vio") or "loads" in row for row in rows)
+        + [1 + 0.6 * min(layers, 8)] * bool(layers)
+    )
+    figure = Figure(figsize=(7, sum(heights)), layout="constrained")
+    axes, *below = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    draw_curve(axes, rows, result)
+    if below:
+        below[0].plot([row["step"] for row in rows], [row["max_vio"] for row in rows], color="C3", lw=1)
+        below[0].set(ylabel="MaxVio", ylim=(0, None))
+        below[0].text(0.99, 0.95, "0 is perfect balance", ha="right", va="top", transform=below[0].transAxes)
+    if layers:
+        draw_loads(below[1], rows)
+    figure.axes[len(heights) - 1].set_xlabel("step")
+    figure.savefig(folder / "loss.png", dpi=120)
+    print(f"the curve is in {folder / 'loss.png'}")
+
+
+def draw_curve(axes, rows, result):
+    """The training loss of `rows` on `axes`, and gzip, xz and the held-out result as lines and a point."""
     axes.plot([row["step"] for row in rows], [row["bits_per_byte"] for row in rows], lw=1, label="training")
     for name, style in (("gzip", ":"), ("xz", "--")):
         axes.axhline(result[name], color="gray", ls=style, lw=1, label=f"{name}, held-out: {result[name]:.2f}")
-    axes.plot(rows[-1]["step"] if rows else 0, result["bits_per_byte"], "o", color="C1", label="held-out")
-    axes.annotate(f"{result['bits_per_byte']:.2f}", (rows[-1]["step"] if rows else 0, result["bits_per_byte"]))
+    end = rows[-1]["step"] if rows else 0, result["bits_per_byte"]
+    axes.plot(*end, "o", color="C1", label="held-out", clip_on=False)
+    axes.annotate(f"{end[1]:.2f}", end, xytext=(-6, 6), textcoords="offset points", ha="right")
     top = min(max((row["bits_per_byte"] for row in rows), default=8.0), 2 * result["gzip"])
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(0, max(top, 1.1 * result["bits_per_byte"])))
+    axes.set(ylabel="bits per byte", ylim=(0, max(top, 1.1 * result["bits_per_byte"])))
     axes.legend()
-    figure.savefig(folder / "loss.png", dpi=120)
-    print(f"the curve is in {folder / 'loss.png'}")
+
+
+def draw_loads(axes, rows):
+    """The loads of `rows` as a heat map over the steps, layer under layer; lines without loads stay blank."""
+    known = next(row["loads"] for row in rows if "loads" in row)
+    layers, experts, last = len(known), len(known[0]), rows[-1]["step"]
+    blank = torch.full((layers * experts,), math.nan)
+    lines = torch.stack([torch.tensor(row["loads"]).flatten() if "loads" in row else blank for row in rows])
+    columns = torch.linspace(0, last, min(last + 1, 800))  # a long run has more lines than a picture has columns
+    shown = lines[torch.searchsorted(torch.tensor([float(row["step"]) for row in rows]), columns)]
+    extent = (0, last, layers * experts, 0)
+    image = axes.imshow(
+        shown.T.numpy(), aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent
+    )
+    axes.hlines([experts * layer for layer in range(1, layers)], 0, last, color="black", lw=1)
+    axes.set_yticks([experts * (layer + 0.5) for layer in range(layers)], range(1, layers + 1))
+    axes.set(ylabel=f"MoE layer, its {experts} experts")
+    axes.figure.colorbar(image, ax=axes, label="load / mean load", extend="max")

@@ -18,6 +18,13 @@ from minids.model import Transformer
 from minids.numerics import has_fast_bf16, seed_everything
 
 WARMUP_STEPS, WEIGHT_DECAY, BIAS_RATE, CLIP = 20, 0.1, 0.001, 1.0
+BALANCE_ALPHA = 0.01  # of an auxiliary loss that balances without the bias, on `tiny`
+BALANCE = {  # --balance: the rate of the bias update, and what the preset's balance loss is changed to
+    "bias": (BIAS_RATE, {}),
+    "loss": (0.0, {"aux_loss_alpha": BALANCE_ALPHA}),
+    "both": (BIAS_RATE, {"aux_loss_alpha": BALANCE_ALPHA}),
+    "none": (0.0, {"aux_loss_alpha": 0.0}),
+}
 
 
 class TrainError(ValueError):
@@ -29,7 +36,7 @@ class Run:
 
     def __init__(self, folder, record, corpus, tokenizer):
         self.folder, self.record, self.corpus, self.tokenizer = folder, record, corpus, tokenizer
-        self.args = record["arguments"]
+        self.args = {"balance": "bias", **record["arguments"]}  # runs of older versions had no choice
         self.tokens = data.encode_files(tokenizer, corpus.train)
         self.bytes_per_token = sum(map(len, corpus.train)) / len(self.tokens)
         self.saved, self.save_seconds = time.monotonic(), 0.0
@@ -40,7 +47,8 @@ class Run:
         """Make the model and its optimizers as they are before the first step: a function of preset and seed."""
         self.step = 0
         seed_everything(self.args["seed"])
-        self.model = Transformer(ModelConfig.preset(self.args["preset"])).to(self.args["device"])
+        self.bias_rate, changes = BALANCE[self.args["balance"]]
+        self.model = Transformer(ModelConfig.preset(self.args["preset"], **changes)).to(self.args["device"])
         self.optimizers = optim.build_optimizers(self.model, self.args["lr"], self.args["lr"], WEIGHT_DECAY)
         self.peaks = [group["lr"] for group in self.groups()]
 
@@ -59,7 +67,7 @@ class Run:
         return inputs.to(self.args["device"]), targets.to(self.args["device"])
 
     def train_step(self, steps):
-        """Take one step of `steps`; gives the cross-entropy in nats and MaxVio, 0-dim tensors both."""
+        """Take one step of `steps`; gives the cross-entropy in nats, MaxVio (0-dim both) and the loads [layers,E]."""
         multiplier = optim.schedule(self.step, steps, min(WARMUP_STEPS, steps // 2))
         for group, peak in zip(self.groups(), self.peaks, strict=True):
             group["lr"] = peak * multiplier
@@ -71,7 +79,7 @@ class Run:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        return cross_entropy, self.model.update_expert_bias(BIAS_RATE)
+        return cross_entropy, *self.model.update_expert_bias(self.bias_rate)
 
     def write_record(self):
         """Put the record into run.json."""

@@ -23,7 +23,7 @@ from minids.checkpoint import CheckpointError
 from minids.config import ConfigError, ModelConfig
 from minids.files import disk_is_full, write_json
 from minids.generate import generate
-from minids.run import TrainError, begin, resume
+from minids.run import BALANCE, BALANCE_ALPHA, TrainError, begin, resume
 
 DEFAULTS = {  # per preset: what the command line leaves out
     "tiny": {"batch_size": 16, "seq_len": 256, "lr": 0.01},
@@ -47,6 +47,8 @@ def build_parser():
     add("--batch-size", type=int, metavar="B", help="sequences a step (default: the preset's)")
     add("--seq-len", type=int, metavar="T", help="tokens a sequence (default: the preset's)")
     add("--lr", type=float, help="peak learning rate (default: the preset's)")
+    loss = f"loss (auxiliary, alpha {BALANCE_ALPHA:g}, which balances `tiny`)"
+    add("--balance", metavar="HOW", help=f"the experts: bias (default; DeepSeek-V3's way), {loss}, both or none")
     add("--seed", type=int, help="of weights and batches (default 0)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--checkpoint-every", type=float, metavar="SECONDS", help="0 means every step (default 30)")
@@ -63,12 +65,15 @@ def complete_arguments(given):
         raise TrainError(f"preset {preset!r} is a published model, too large to train here; give {', '.join(DEFAULTS)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args = {"preset": preset, "data": "stdlib", "seed": 0, "device": device, "checkpoint_every": 30.0}
+    args["balance"] = "bias"
     args |= {**DEFAULTS[preset], **({} if "steps" in given else {"minutes": 5.0}), **given}
     for name in ("minutes", "steps", "batch_size", "seq_len", "lr"):
         if name in args and not 0 < args[name] < float("inf"):
             raise TrainError(f"--{name.replace('_', '-')} is {args[name]}; it must be positive")
     if args["seq_len"] > cfg.max_position_embeddings:
         raise TrainError(f"--seq-len is {args['seq_len']}; preset {preset} has {cfg.max_position_embeddings} positions")
+    if args["balance"] not in BALANCE:
+        raise TrainError(f"--balance is {args['balance']!r}; it must be one of {', '.join(BALANCE)}")
     if args["device"].startswith("cuda") and device == "cpu":
         raise TrainError(f"--device is {args['device']}, but torch finds no CUDA GPU; leave it out")
     if Path(args["data"]).exists():
@@ -108,8 +113,8 @@ def train(run, stop):
     with report.Progress(log, steps, run.step, tokens_per_step, run.bytes_per_token) as progress:
         run.model.train()
         while run.step < steps:
-            losses = run.train_step(steps)
-            progress.add(run.step, *losses)
+            measured = run.train_step(steps)
+            progress.add(run.step, *measured)
             if stop.asked or run.step == steps or run.checkpoint_due():
                 progress.flush()
                 run.save_checkpoint()
@@ -129,9 +134,13 @@ def finish(run):
         prompt = torch.tensor([run.tokenizer.encode("def ").ids])
         out = generate(run.model, prompt, 120, 0.8, 0.95, seed=run.args["seed"], stop_token=END_OF_TEXT)
     result = {"bits_per_byte": bits, "gzip": run.corpus.gzip_bpb, "xz": run.corpus.xz_bpb}
+    if run.model.moe_layers():
+        result["max_vio"] = report.last_max_vio(run.folder)
     run.record["result"] = result
     run.write_record()
     print(report.result_line(result))
+    if "max_vio" in result:
+        print(f"MaxVio at the end: {result['max_vio']:.2f} (--balance {run.args['balance']}; 0 is perfect balance)")
     print(f"a sample:\n{run.tokenizer.decode(out[0].tolist())}\n")
     report.plot(run.folder, result)
     print(f"more of it: python -m minids.generate {run.folder} --prompt 'def '")

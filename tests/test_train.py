@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from minids import report, train
+from minids.config import ModelConfig
 from minids.generate import main as generate_main
-from minids.run import begin
+from minids.model import Transformer
+from minids.run import BALANCE_ALPHA, begin
 
 SIZES = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "32", "--device", "cpu", "--checkpoint-every", "0"]
 
@@ -73,6 +75,11 @@ def test_a_run_leaves_a_model_a_log_a_curve_and_a_result(finished, capsys):
     rows = report.read_log(finished / "log.jsonl")
     assert rows[-1]["step"] == 12 and {"bits_per_byte", "tokens_per_second", "max_vio"} <= rows[0].keys()
     assert rows[-1]["bits_per_byte"] < rows[0]["bits_per_byte"]
+    assert record["arguments"]["balance"] == "bias" and record["result"]["max_vio"] > 0
+    for row in rows:
+        loads = torch.tensor(row["loads"])
+        assert loads.shape == (3, 16) and torch.allclose(loads.mean(1), torch.ones(3), atol=1e-3)
+        assert (loads.amax(1) - 1).mean() <= row["max_vio"] + 1e-3, "a mean over steps hides some of the violation"
     assert generate_main([str(finished), "--prompt", "def ", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("def ")
 
@@ -125,6 +132,75 @@ def test_the_budget_settles_the_steps_once(corpus, tmp_path, monkeypatch, capsys
     assert "held-out bits per byte: " in capsys.readouterr().out
 
 
+def bias_and_alpha(folder):
+    """The largest bias of any router of a trained model, and the alpha of its balance loss."""
+    model = Transformer.from_pretrained(folder / "model")
+    return max(
+        moe.gate.e_score_correction_bias.abs().max().item() for moe in model.moe_layers()
+    ), model.cfg.aux_loss_alpha
+
+
+@pytest.mark.parametrize("balance", ["loss", "both", "none"])
+def test_balance_is_chosen_and_kept_by_resume(balance, corpus, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [*SIZES, "--data", str(corpus), "--steps", "4", "--balance", balance, "--out"]
+    assert train.main([*command, str(whole)]) == 0
+    assert f"(--balance {balance}" in capsys.readouterr().out
+    assert json.loads((whole / "run.json").read_text())["arguments"]["balance"] == balance
+    bias, alpha = bias_and_alpha(whole)
+    assert (bias > 0) == (balance == "both") and alpha == {"none": 0.0}.get(balance, BALANCE_ALPHA)
+    run = begin(json.loads((whole / "run.json").read_text())["arguments"], cut)
+    run.train_step(4), run.train_step(4), run.save_checkpoint()
+    assert train.main(["--resume", str(cut)]) == 0
+    assert weights(cut) == weights(whole)
+
+
+def test_a_run_of_an_older_version_is_balanced_by_bias_and_its_log_still_plots(corpus, finished, tmp_path):
+    folder = tmp_path / "run"
+    arguments = json.loads((finished / "run.json").read_text())["arguments"]
+    del arguments["balance"]
+    run = begin(arguments, folder)
+    assert "balance" not in json.loads((folder / "run.json").read_text())["arguments"]
+    row = {"step": 1, "bits_per_byte": 8.0, "tokens_per_second": 9.0, "max_vio": 1.0}
+    run.train_step(12), run.save_checkpoint()
+    (folder / "log.jsonl").write_text(json.dumps(row) + "\n")
+    assert train.main(["--resume", str(folder)]) == 0
+    assert weights(folder) == weights(finished)
+    rows = report.read_log(folder / "log.jsonl")
+    assert rows[0] == row and "loads" in rows[-1] and (folder / "loss.png").stat().st_size > 10_000
+
+
+def drawn(folder, monkeypatch, rows):
+    """The axes of the picture that is drawn of `rows`."""
+    from matplotlib.figure import Figure
+
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    report.plot(folder, {"bits_per_byte": 1.4, "gzip": 2.0, "xz": 1.6})
+    return figures[0].axes
+
+
+def test_the_picture_has_a_heat_map_of_loads_where_there_are_any(tmp_path, monkeypatch):
+    dense = [{"step": step, "bits_per_byte": 2.0, "max_vio": 0.0} for step in (10, 20, 30)]
+    assert len(drawn(tmp_path, monkeypatch, dense)) == 1
+    assert len(drawn(tmp_path, monkeypatch, [{**row, "max_vio": 0.4} for row in dense])) == 2
+    loads = [[[0.5, 1.5, 1.0], [1.0, 2.0, 0.0]], [[0.1, 1.9, 1.0], [1.0, 1.0, 1.0]]]
+    rows = [dense[0], *({**row, "max_vio": 0.7, "loads": one} for row, one in zip(dense[1:], loads, strict=True))]
+    _, vio, heat, bar = drawn(tmp_path, monkeypatch, rows)
+    assert heat.get_xlabel() == "step" and "load" in bar.get_ylabel() and vio.lines[0].get_ydata()[1] == 0.7
+    image = heat.images[0].get_array()
+    assert image.shape[0] == 6 and image.mask[:, 0].all(), "the first line has no loads"
+    assert image[:, -1].tolist() == pytest.approx(loads[1][0] + loads[1][1]) and image[1, 15] == pytest.approx(1.5)
+
+
+def test_a_dense_model_has_no_loads(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with report.Progress(path, 30, 0, 64, 3.0) as progress:
+        progress.add(1, torch.tensor(2.0), *Transformer(ModelConfig(n_routed_experts=0)).update_expert_bias(0.1))
+    assert report.read_log(path)[0]["max_vio"] == 0 and "loads" not in report.read_log(path)[0]
+
+
 def test_what_disturbs_a_step_of_the_calibration_changes_nothing(corpus, tmp_path, monkeypatch):
     run = begin(
         train.complete_arguments({"data": str(corpus), "batch_size": 2, "seq_len": 32, "device": "cpu"}),
@@ -147,6 +223,7 @@ def test_what_disturbs_a_step_of_the_calibration_changes_nothing(corpus, tmp_pat
         (["--batch-size", "-1"], "--batch-size is -1"),
         (["--seq-len", "100000"], "positions"),
         (["--seq-len", "4096"], "sequences of 4096"),
+        (["--balance", "sometimes"], "--balance is 'sometimes'; it must be one of bias, loss, both, none"),
         (["--data", "/does/not/exist"], "/does/not/exist"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
     ],
@@ -206,14 +283,14 @@ def test_a_full_disk_gets_one_sentence_and_the_run_goes_on_later(corpus, finishe
 def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
     with pytest.raises(report.Diverged), report.Progress(tmp_path / "log.jsonl", 20, 0, 64, 3.0) as progress:
         for step in range(1, 12):
-            progress.add(step, torch.tensor(float("nan")), torch.tensor(0.0))
+            progress.add(step, torch.tensor(float("nan")), torch.tensor(0.0), torch.ones(1, 2))
 
 
 def test_the_log_drops_steps_that_are_trained_again_and_half_a_line(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 10}\n{"step": 20}\n{"step": 3')
     with report.Progress(path, 30, 10, 64, 3.0) as progress:
-        progress.add(11, torch.tensor(2.0), torch.tensor(0.0))
+        progress.add(11, torch.tensor(2.0), torch.tensor(0.0), torch.ones(1, 2))
     assert [row["step"] for row in report.read_log(path)] == [10, 11]
 
 

@@ -34,13 +34,26 @@ class Text:
 
 @dataclass
 class Trained:
-    """A model after training: its curve as rows of (seconds, step, bits per byte), samples as (seconds, text)."""
+    """A model after training: its curve as rows of (seconds, step, bits per byte), samples as (seconds, text).
+
+    Of a model with experts: `loads` [steps, layers, E] of each step, as multiples of the layer's mean load, and
+    `max_vio` [steps], their MaxVio averaged over the layers; without experts both are empty.
+    """
 
     model: object
     text: Text
     rows: list = field(default_factory=list)
     samples: list = field(default_factory=list)
     tokens_per_second: float = math.nan
+    balance: list = field(default_factory=list, repr=False)  # (MaxVio, loads) of each step
+
+    @property
+    def loads(self):
+        return torch.stack([loads for _, loads in self.balance]) if self.balance else torch.zeros(0, 0, 0)
+
+    @property
+    def max_vio(self):
+        return torch.stack([violation for violation, _ in self.balance]) if self.balance else torch.zeros(0)
 
     def heldout(self):
         """(nats per token, tokens, bytes) of the held-out files, by the model's own forward (two files if fast())."""
@@ -65,13 +78,24 @@ def load_text(vocab_size=2048, spec="stdlib"):
 
 
 def train_live(
-    model, text, minutes=None, steps=None, loss=None, seed=0, rate=RATE, sample_at=(), prompt="def ", live=True
+    model,
+    text,
+    minutes=None,
+    steps=None,
+    loss=None,
+    seed=0,
+    rate=RATE,
+    sample_at=(),
+    prompt="def ",
+    live=True,
+    bias_rate=BIAS_RATE,
 ):
     """Train `model` on `text` for `minutes`, or for `steps` steps, and give a Trained.
 
     loss(model, inputs, targets) gives (what to differentiate, cross-entropy in nats), as Transformer.loss does, which
-    it is by default. `sample_at` are the seconds at which the model writes a sample that begins with `prompt`. With
-    `live` a curve is drawn on the way, beside gzip and xz. Ctrl-C (interrupt) ends it early and keeps what is there.
+    it is by default. `bias_rate` is what the routers' biases move by in a step. `sample_at` are the seconds at which
+    the model writes a sample that begins with `prompt`. With `live` a curve is drawn on the way, beside gzip and xz. Ctrl-C (interrupt)
+    ends it early and keeps what is there.
     """
     if (minutes is None) == (steps is None):
         raise ValueError(f"minutes is {minutes} and steps is {steps}; give one of the two")
@@ -83,6 +107,8 @@ def train_live(
     with contextlib.suppress(KeyboardInterrupt):
         while (done := step / steps if steps else clock.seconds() / (60 * minutes)) < 1:
             waiting.append(one_step(run, optimizers, loss or type(model).loss, step, done, seed, rate))
+            if hasattr(model, "update_expert_bias"):
+                run.balance.append(model.update_expert_bias(bias_rate))
             step += 1
             if step % 10 == 0:
                 with clock.paused():
@@ -138,8 +164,6 @@ def one_step(run, optimizers, loss, step, done, seed, rate):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    if hasattr(run.model, "update_expert_bias"):
-        run.model.update_expert_bias(BIAS_RATE)
     return nats
 
 
