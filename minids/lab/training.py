@@ -94,8 +94,8 @@ def train_live(
 
     loss(model, inputs, targets) gives (what to differentiate, cross-entropy in nats), as Transformer.loss does, which
     it is by default. `bias_rate` is what the routers' biases move by in a step. `sample_at` are the seconds at which
-    the model writes a sample that begins with `prompt`. With `live` a curve is drawn on the way, beside gzip and xz. Ctrl-C (interrupt)
-    ends it early and keeps what is there.
+    the model writes a sample that begins with `prompt`. With `live` a curve is drawn on the way, beside gzip and xz.
+    Ctrl-C (interrupt) ends it early and keeps what is there.
     """
     if (minutes is None) == (steps is None):
         raise ValueError(f"minutes is {minutes} and steps is {steps}; give one of the two")
