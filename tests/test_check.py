@@ -261,6 +261,38 @@ def test_an_argument_changed_in_place_fails_without_gradients_too(twin, said):
     rejected(in_place, said, before, "It changes its argument x in place", name="98.1")
 
 
+@pytest.fixture
+def codes():
+    """An exercise whose first argument is FP8: codes, one of them NaN."""
+
+    def widen(x_fp8, scale):
+        return x_fp8.to(scale.dtype) * scale
+
+    made = Exercise("98.2", widen, minutes=1, sizes=[{"n": 8}, {"n": 3}], hints=["a", "b"])
+    made.inputs(lambda r, n: (torch.arange(125, 125 + n).to(torch.uint8).view(torch.float8_e4m3fn), r.normal(1)))
+    yield made
+    del REGISTRY["98.2"]
+
+
+def test_fp8_arguments_arrive_as_codes(codes, said):
+    seen = []
+
+    def widen(x_fp8, scale):
+        seen.append((x_fp8.dtype, x_fp8.view(torch.uint8)[0].item(), scale.dtype))
+        return x_fp8.float() * scale
+
+    accepted(widen, said, "98.2")
+    assert set(seen) == {(torch.float8_e4m3fn, 125, torch.float32)}
+
+    def in_place(x_fp8, scale):
+        y = x_fp8.float() * scale
+        x_fp8.copy_(y)
+        return y
+
+    before = "its argument x_fp8 is not what it was before the call"
+    rejected(in_place, said, before, "It changes its argument x_fp8 in place", name="98.2")
+
+
 class Rude(Callable):
     @property
     def __signature__(self):
