@@ -149,7 +149,7 @@ def wgrad(dy: Tensor, x_fp8: Tensor, x_scale: Tensor, power_of_2: bool = False) 
 
 
 def add_limited(acc: Tensor, products: Tensor, bits: int = 14) -> Tensor:
-    """acc [...] plus products [...,n], each cut to the `bits` places that begin with the largest's leading bit, then added.
+    """acc [...] plus products [...,n], each cut to the `bits` places from the largest's leading bit on, then added.
 
     An imitation of how Hopper's tensor cores add: they align by the largest exponent and drop what is shifted out.
     """
