@@ -7,7 +7,7 @@ import torch
 
 from minids import bench, triton_env
 from minids.bench import __main__ as command
-from minids.bench import gpu, harness, layers, mla
+from minids.bench import gpu, harness, layers, mla, moe
 from minids.layers import apply_rope
 
 pytestmark = pytest.mark.skipif(not triton_env.installed(), reason="triton is not installed")
@@ -42,6 +42,38 @@ def test_quick_runs_every_side_of_layers(tmp_path, capsys):
     for case in outcome["cases"]:
         assert {"minids", "torch"} <= set(case["best"]) and len(case["forms"]) >= 2
     assert "another function" in outcome["skipped"]["Liger's RoPE"]
+
+
+def test_quick_runs_every_side_of_moe(tmp_path, capsys):
+    command.main(["moe", "--quick", "--json", str(tmp_path / "out.json")])
+    outcome = json.loads((tmp_path / "out.json").read_text())["moe"]
+    whole = [f"experts tiny, {routing} {way}" for routing in moe.ROUTINGS for way in ("forward", "backward")]
+    parts = [f"{part} tiny, {routing}" for part in ("up", "down", "dW of down") for routing in moe.ROUTINGS]
+    assert [case["case"] for case in outcome["cases"]] == whole + parts
+    for case in outcome["cases"]:
+        wanted = {"minids", "torch"} | ({"transformers"} if case["case"] in whole else set())
+        assert wanted <= set(case["best"]) and "MaxVio" in case.get("note", "MaxVio")
+    uniform, skewed = (outcome["settings"]["shapes"][0][f"MaxVio {routing}"] for routing in moe.ROUTINGS)
+    assert 0 < uniform < skewed
+
+
+def test_a_wrong_experts_side_is_not_timed(monkeypatch):
+    monkeypatch.setattr(
+        moe, "liger", lambda _: lambda x, gates, up, down, indices: 0.5 * x + 0 * (gates.sum() + up.sum() + down.sum())
+    )
+    outcome = moe.run(quick=True)
+    assert "differs from the fp32 reference" in outcome["cases"][0]["skipped"]["Liger"]
+    monkeypatch.setattr(moe.reference, "grouped_gemm", lambda x, w, ends: torch.ones(len(x), w.shape[1]))
+    with pytest.raises(harness.BenchError, match="minids's result 0 differs"):
+        moe.run(quick=True)
+
+
+def test_work_of_the_experts_by_hand():
+    one = moe.layer(moe.SHAPES[0], "uniform")
+    forward = {"flops": 2 * 16384 * 6 * 3 * 2048 * 1408, "bytes": 2 * (3 * 64 * 2048 * 1408 + 2 * 16384 * 2048)}
+    assert one.work(16384, False) == forward
+    assert one.work(16384, True) == {name: 2 * value for name, value in forward.items()}
+    assert moe.max_vio(moe.SHAPES[0], "uniform") < 0.1 < 1 < moe.max_vio(moe.SHAPES[0], "skewed")
 
 
 @WITHOUT_A_GPU

@@ -9,8 +9,13 @@ records/NAME-DEVICE.partial.json.
 import json
 from pathlib import Path
 
-SUITES = {"mla": "minids.bench.mla", "layers": "minids.bench.layers", "cpu": "minids.bench.cpu"}
-GPU_SUITES = ("mla", "layers")
+SUITES = {
+    "mla": "minids.bench.mla",
+    "moe": "minids.bench.moe",
+    "layers": "minids.bench.layers",
+    "cpu": "minids.bench.cpu",
+}
+GPU_SUITES = ("mla", "moe", "layers")
 RECORDS = Path(__file__).with_name("records")
 
 

@@ -143,7 +143,7 @@ def gate(width):
     return Layer(f"SwiGLU {width}", width, partial(gate_inputs, width), silu_mul, own, (3, 5))
 
 
-OPTIONAL = ("torch.compile", "Liger")  # torch.compile needs a compiler of C++
+OPTIONAL = ("torch.compile", "Liger", "transformers")  # torch.compile needs a compiler of C++
 LAYERS = [norm(7168), gate(2048), turn(128, 64), gate(18432), norm(2048), turn(16, 64)]  # what matters most first
 TINY = [norm(48), gate(40), turn(2, 8, tokens=16)]
 
