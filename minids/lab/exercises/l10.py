@@ -1,0 +1,796 @@
+"""Lesson 10: the 256 numbers of E4M3, rounding to them, scales that are powers of 2, tiles and blocks."""
+
+import torch
+import torch.nn.functional as F
+
+from minids.fp8 import reference
+from minids.lab.exercise import Exercise
+
+NAN, SMALLEST = float("nan"), 2.0**-126
+
+# 10.1 ----------------------------------------------------------------------------------------------------------------
+
+DECODE_E4M3 = Exercise(
+    "10.1",
+    reference.decode_e4m3,
+    minutes=8,
+    sizes=[
+        {"rows": 8, "columns": 32},
+        {"rows": 3, "columns": 13},
+        {"rows": 1, "columns": 7},
+    ],
+    tolerance=0.01,  # of float32's: 4e-5 beside 448, where the smallest number is 2e-3
+    hints=[
+        "Take the three fields out first, as whole numbers: sign = codes >> 7, e = codes >> 3 & 15, m = codes & 7, of "
+        "codes.int(). Which of the three kinds of numbers (normal, subnormal, NaN) does e decide, and which m?",
+        "normal = (1 + m / 8) * 2.0 ** (e - 7); subnormal = m / 8 * 2.0 ** -6. torch.where(e == 0, subnormal, normal) "
+        "chooses, times (1 - 2 * sign); a second torch.where puts NaN where e is 15 and m is 7.",
+    ],
+)
+
+
+@DECODE_E4M3.inputs
+def _(r, rows, columns):
+    if rows * columns == 256:
+        return r.permutation(256).view(rows, columns).to(torch.uint8)
+    return r.integers(0, 256, rows, columns).to(torch.uint8)
+
+
+def value_of(codes, bias=7, lowest=-6, fraction=8, nan=None):
+    """E4M3's value of codes, each part of the rule open to a mistake."""
+    codes = codes.int()
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3 & 15, codes & 7
+    value = sign * torch.where(e == 0, m / fraction * 2.0**lowest, (1 + m / fraction) * 2.0 ** (e - bias))
+    return torch.where((e == 15) & (m == 7) if nan is None else nan(codes, e, m), NAN, value)
+
+
+@DECODE_E4M3.wrong("Your bias is 8: with 4 bits of exponent it is 7, so that e = 7 means 2^0 = 1.")
+def bias_of_8(codes):
+    return value_of(codes, bias=8)
+
+
+@DECODE_E4M3.wrong("Your bias is 15, that of 5 exponent bits (E5M2, float16): E4M3 has 4, and its bias is 7.")
+def bias_of_15(codes):
+    return value_of(codes, bias=15)
+
+
+@DECODE_E4M3.wrong(
+    "The bias is missing: the exponent field counts from 0, and e - 7 is the power, or there would be nothing below 1."
+)
+def no_bias(codes):
+    return value_of(codes, bias=0)
+
+
+@DECODE_E4M3.wrong(
+    "The subnormals are forgotten: with e = 0 there is no leading 1, the value is 2^-6 · m/8. As it is, no code means 0."
+)
+def leading_one_always(codes):
+    codes = codes.int()
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3 & 15, codes & 7
+    return torch.where((e == 15) & (m == 7), NAN, sign * (1 + m / 8) * 2.0 ** (e - 7))
+
+
+@DECODE_E4M3.wrong(
+    "Your subnormals have the power 2^-7: it is 2^-6, the same as for e = 1, so that the step stays the same from 7/8 "
+    "· 2^-6 up to 2^-6."
+)
+def subnormals_at_7(codes):
+    return value_of(codes, lowest=-7)
+
+
+@DECODE_E4M3.wrong("Your subnormals are all 0: with e = 0 the value is 2^-6 · m/8, which is 0 for m = 0 alone.")
+def subnormals_flushed(codes):
+    return torch.where((codes.int() >> 3 & 15) == 0, 0.0, value_of(codes))
+
+
+@DECODE_E4M3.wrong("The codes with e = 15 and m = 7 are not 480: they are NaN, one for each sign.")
+def nan_is_480(codes):
+    return value_of(codes, nan=lambda codes, e, m: e < 0)
+
+
+@DECODE_E4M3.wrong(
+    "You make everything with e = 15 special, as float16 and float32 do. In E4M3 only m = 7 is NaN there; the other seven "
+    "are the numbers 256 to 448."
+)
+def top_exponent_reserved(codes):
+    return value_of(codes, nan=lambda codes, e, m: e == 15)
+
+
+@DECODE_E4M3.wrong("E4M3 has no infinity: e = 15 with m = 0 is 256, and only m = 7 is NaN.")
+def with_infinity(codes):
+    value = value_of(codes)
+    return torch.where((codes.int() & 127) == 120, value.sign() * float("inf"), value)
+
+
+@DECODE_E4M3.wrong("Only code 127 is NaN with you: 255, the same with the sign bit, is NaN too.")
+def one_nan(codes):
+    return value_of(codes, nan=lambda codes, e, m: codes == 127)
+
+
+@DECODE_E4M3.wrong(
+    "You read negative codes as two's complement, like whole numbers. A float has a sign bit: the other seven bits mean the "
+    "same as without it."
+)
+def twos_complement(codes):
+    wide = codes.int()
+    return torch.where(wide < 128, value_of(wide), -value_of((256 - wide).clamp_max(127)))
+
+
+@DECODE_E4M3.wrong("The sign bit is forgotten: from code 128 on the numbers are negative.")
+def no_sign(codes):
+    return value_of(codes.int() & 127)
+
+
+@DECODE_E4M3.wrong("You divide the mantissa by 16: three bits count from 0 to 7, in eighths.")
+def sixteenths(codes):
+    return value_of(codes, fraction=16)
+
+
+@DECODE_E4M3.wrong(
+    "You divide the mantissa by 7: its 8 values are eighths, 0/8 to 7/8; 8/8 would be the next power of 2."
+)
+def sevenths(codes):
+    return value_of(codes, fraction=7)
+
+
+@DECODE_E4M3.wrong("Those are the fields of E5M2: here the exponent has 4 bits (codes >> 3 & 15), the mantissa 3.")
+def e5m2(codes):
+    return codes.view(torch.float8_e5m2).float()
+
+
+@DECODE_E4M3.wrong("uint8 cannot go below 0: 1 - 2 comes out as 255, and 3 - 7 as 252. Begin with codes = codes.int().")
+def wraps_around(codes):
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3 & 15, codes & 7
+    value = sign * torch.where(e == 0, m / 8 * 2.0**-6, (1 + m / 8) * 2.0 ** (e - 7))
+    return torch.where((e == 15) & (m == 7), NAN, value)
+
+
+# 10.2 ----------------------------------------------------------------------------------------------------------------
+
+ROUND_TO_E4M3 = Exercise(
+    "10.2",
+    reference.round_to_e4m3,
+    minutes=12,
+    sizes=[
+        {"rows": 8, "columns": 64},
+        {"rows": 5, "columns": 77},
+        {"rows": 1, "columns": 51},
+    ],
+    tolerance=0.01,  # as above
+    hints=[
+        "Find the step between neighbours around each x first: it is 1/8 of the power of 2 below |x|. Dividing by it makes "
+        "rounding to E4M3 a rounding to whole numbers. Where does the step stop shrinking, where do the numbers end?",
+        "exponent = torch.frexp(x).exponent - 1, at least -6; step = 2.0 ** (exponent - 3); torch.round(x / step) * step "
+        "rounds ties to even. Then clamp to ±448, and torch.where(x.isfinite(), ..., nan).",
+    ],
+)
+
+
+@ROUND_TO_E4M3.inputs
+def _(r, rows, columns):
+    x = r.normal(rows * columns) * 2 ** r.uniform(-12, 8, rows * columns)
+    ties = [17, 19, 21, -17, -19, -23, 1.0625, 1.1875, -1.0625, -1.1875, 2.0**-10, 3 * 2.0**-10, -5 * 2.0**-10, 464]
+    edges = [0, 448, -448, 449, 480, -500, 1e6, -1e30, 2.0**-6, 0.9 * 2.0**-6, 2.0**-9, 0.3 * 2.0**-9, 1e-30, 0.99]
+    special = torch.tensor([*ties, *edges, NAN, float("inf"), float("-inf")], dtype=torch.float64)
+    x[: len(special)] = special
+    return x[r.permutation(rows * columns)].view(rows, columns)
+
+
+def rounded(x, bits=3, lowest=-6, turn=torch.round, shift=1):
+    """x rounded to so many mantissa bits, unclamped, each part open to a mistake."""
+    exponent = (torch.frexp(x).exponent - shift).clamp_min(lowest)
+    step = torch.ldexp(torch.ones_like(x), exponent - bits)
+    return turn(x / step) * step
+
+
+def ended(x, value):
+    """A rounded value of x, brought to an end at 448, with NaN where it must be."""
+    return torch.where(x.isfinite(), value.clamp(-448, 448), NAN)
+
+
+@ROUND_TO_E4M3.wrong(
+    "You cut off instead of rounding: 0.99 is nearer to 1 than to 0.9375. Use torch.round, which takes the nearest."
+)
+def truncated(x):
+    return ended(x, rounded(x, turn=torch.trunc))
+
+
+@ROUND_TO_E4M3.wrong("You always round down, towards minus infinity: take the nearest number (torch.round).")
+def floored(x):
+    return ended(x, rounded(x, turn=torch.floor))
+
+
+@ROUND_TO_E4M3.wrong(
+    "Numbers halfway between two go away from zero: 17 lies between 16 and 18, and 16 has the even mantissa. torch.round "
+    "does that."
+)
+def ties_away(x):
+    return ended(x, rounded(x, turn=lambda y: y.sign() * (y.abs() + 0.5).floor()))
+
+
+@ROUND_TO_E4M3.wrong(
+    "floor(x + 0.5) sends everything halfway upwards: of two equally near numbers take the one with the even mantissa, as "
+    "torch.round does."
+)
+def half_up(x):
+    return ended(x, rounded(x, turn=lambda y: (y + 0.5).floor()))
+
+
+@ROUND_TO_E4M3.wrong(
+    "That is torch's cast: beyond 464 it gives NaN. Here large numbers saturate: clamp to ±448 (before or after)."
+)
+def torch_cast(x):
+    return x.to(torch.float8_e4m3fn).to(x.dtype)
+
+
+@ROUND_TO_E4M3.wrong(
+    "You clamp and cast, which makes the infinities 448: an infinity shows that something went wrong, and must not become "
+    "a number. Give NaN for it."
+)
+def clamp_then_cast(x):
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+@ROUND_TO_E4M3.wrong("Beyond 448 you give NaN: finite numbers saturate here, at 448 and -448.")
+def saturates_to_nan(x):
+    value = rounded(x)
+    return torch.where(value.abs() <= 448, value, NAN)
+
+
+@ROUND_TO_E4M3.wrong("Nothing ends at 448: 480, 512 and so on are no numbers of E4M3. Clamp to ±448.")
+def no_end(x):
+    return torch.where(x.isfinite(), rounded(x), NAN)
+
+
+@ROUND_TO_E4M3.wrong("You clamp at 480: that code is NaN, the largest number is 448.")
+def ends_at_480(x):
+    return torch.where(x.isfinite(), rounded(x).clamp(-480, 480), NAN)
+
+
+@ROUND_TO_E4M3.wrong("You clamp at 240, the largest of another E4M3, which keeps e = 15 for infinity. Here it is 448.")
+def ends_at_240(x):
+    return torch.where(x.isfinite(), rounded(x).clamp(-240, 240), NAN)
+
+
+@ROUND_TO_E4M3.wrong(
+    "Numbers below 2^-6 become 0: the subnormals are missing. There the step stays 2^-9, so clamp the exponent at -6."
+)
+def flushed(x):
+    return torch.where(x.abs() < 2.0**-6, 0.0, ended(x, rounded(x)))
+
+
+@ROUND_TO_E4M3.wrong(
+    "The step goes on shrinking below 2^-6, as if there were more exponents. It stays 2^-9 there: clamp the exponent at -6."
+)
+def no_lowest(x):
+    return ended(x, rounded(x, lowest=-200))
+
+
+@ROUND_TO_E4M3.wrong("The subnormals' step is half of what it is: the exponent ends at -6, not at -7.")
+def lowest_at_7(x):
+    return ended(x, rounded(x, lowest=-7))
+
+
+@ROUND_TO_E4M3.wrong(
+    "torch.frexp gives a mantissa from 0.5 to 1, so its exponent is one more than that of the leading bit: take 1 off."
+)
+def frexp_as_it_is(x):
+    return ended(x, rounded(x, shift=0))
+
+
+@ROUND_TO_E4M3.wrong("Your step is twice too large: three bits of mantissa cut each power of 2 into 8 steps, not 4.")
+def two_bits(x):
+    return ended(x, rounded(x, bits=2))
+
+
+@ROUND_TO_E4M3.wrong(
+    "Your step is half of what it is: three bits of mantissa cut each power of 2 into 8 steps, not 16."
+)
+def four_bits(x):
+    return ended(x, rounded(x, bits=4))
+
+
+@ROUND_TO_E4M3.wrong("Infinity becomes 448 with you: it must give NaN, so that it stays seen.")
+def infinity_is_448(x):
+    return rounded(x.clamp(-1e38, 1e38)).clamp(-448, 448)
+
+
+@ROUND_TO_E4M3.wrong("NaN becomes 0 with you: it must stay NaN, or a broken number goes on unseen.")
+def nan_is_zero(x):
+    return torch.where(x.isnan(), 0.0, ended(x, rounded(x)))
+
+
+# 10.3 ----------------------------------------------------------------------------------------------------------------
+
+POWER_OF_TWO_SCALE = Exercise(
+    "10.3",
+    reference.power_of_two_scale,
+    minutes=6,
+    sizes=[
+        {"rows": 8, "columns": 8, "about": "2^-9"},
+        {"rows": 3, "columns": 7, "about": "2^0"},
+        {"rows": 1, "columns": 13, "about": "2^-90"},
+        {"rows": 2, "columns": 9, "about": "2^60"},
+    ],
+    hints=[
+        "Which power of 2 is at least s: the exponent rounded down, to the nearest, or up? And what if s is a power already?",
+        "2^ceil(log2 s); in float32 log2 cannot tell 2^60 from the next number, so convert first: scale.double().log2()"
+        ".ceil().exp2().float(). Or torch.frexp(scale): the mantissa is 0.5 for an exact power.",
+    ],
+)
+
+
+@POWER_OF_TWO_SCALE.inputs
+def _(r, rows, columns, about):
+    exponent = int(about.split("^")[1])
+    scale = 2 ** (exponent + r.uniform(-4, 4, rows * columns))
+    scale[:3] = 2.0**exponent * torch.tensor([1, 0.25, 1 + 2.0**-23], dtype=torch.float64)
+    scale[3:6] = 2.0**exponent * torch.tensor([2 + 2.0**-22, 1 - 2.0**-24, NAN], dtype=torch.float64)
+    return scale[r.permutation(rows * columns)].view(rows, columns)
+
+
+def power(scale, turn):
+    """2 to the exponent that turn(log2 scale) gives, computed in float64."""
+    return turn(scale.double().log2()).exp2().float()
+
+
+@POWER_OF_TWO_SCALE.wrong(
+    "You round the exponent down: the scale shrinks, and the largest number of the tile lands beyond 448. Round up."
+)
+def down(scale):
+    return power(scale, torch.floor)
+
+
+@POWER_OF_TWO_SCALE.wrong(
+    "You round to the nearest power: where that is the smaller one, the largest number lands beyond 448. Round up."
+)
+def nearest(scale):
+    return power(scale, torch.round)
+
+
+@POWER_OF_TWO_SCALE.wrong(
+    "An exact power of 2 is doubled: it is a power already, and stays. (frexp gives it the mantissa 0.5.)"
+)
+def powers_doubled(scale):
+    return power(scale, lambda exponent: exponent.floor() + 1)
+
+
+@POWER_OF_TWO_SCALE.wrong(
+    "log2 in float32 rounds: of a number just above 2^60 it gives 60 exactly, and the power comes out too small. Take "
+    "torch.frexp, or log2 of scale.double()."
+)
+def log_in_float32(scale):
+    return scale.log2().ceil().double().exp2().float()
+
+
+@POWER_OF_TWO_SCALE.wrong("That is the exponent: the scale itself is asked for, 2 to that power.")
+def exponent_alone(scale):
+    return scale.double().log2().ceil().float()
+
+
+@POWER_OF_TWO_SCALE.wrong("You round the scale up to a whole number: round its EXPONENT up, 2^ceil(log2 s).")
+def whole_number(scale):
+    return scale.ceil()
+
+
+@POWER_OF_TWO_SCALE.wrong(
+    "NaN has become a number: frexp gives some exponent for it. A scale that is NaN must stay NaN (torch.where)."
+)
+def nan_made_finite(scale):
+    return torch.where(scale.isnan(), 1.0, power(scale, torch.ceil))
+
+
+@POWER_OF_TWO_SCALE.wrong(
+    "Twice too large: frexp's mantissa lies between 0.5 and 1, so its exponent is rounded up already."
+)
+def doubled(scale):
+    return 2 * power(scale, torch.ceil)
+
+
+# 10.4 ----------------------------------------------------------------------------------------------------------------
+
+QUANTIZE_TILES = Exercise(
+    "10.4",
+    reference.quantize_tiles,
+    minutes=12,
+    sizes=[
+        {"B": 1, "T": 8, "K": 384, "scales": "any"},
+        {"B": 3, "T": 5, "K": 300, "scales": "any"},
+        {"B": 2, "T": 3, "K": 200, "scales": "powers of 2"},
+        {"B": 1, "T": 7, "K": 256, "scales": "any", "holds": "a tile of zeros"},
+        {"B": 3, "T": 1, "K": 130, "scales": "powers of 2", "holds": "a NaN"},
+        {"B": 1, "T": 4, "K": 257, "scales": "any", "holds": "tiny numbers"},
+        {"B": 2, "T": 2, "K": 50, "scales": "any"},
+    ],
+    dtypes=(torch.float32, torch.bfloat16),
+    hints=[
+        "Make the tiles an axis of their own: [..., K] becomes [..., tiles, 128]. Then the largest magnitude of a tile is "
+        "one amax over the last axis. What can stand in the last tile, where K is no multiple of 128, without changing it?",
+        "tiles = F.pad(x.float(), (0, -K % 128)).unflatten(-1, (-1, 128)); scale = (tiles.abs().amax(-1) / 448).clamp_min("
+        "2.0**-126), a power of 2 on demand. Divide by scale[..., None], round, flatten(-2), cut to K, cast.",
+    ],
+)
+
+
+@QUANTIZE_TILES.inputs
+def _(r, B, T, K, scales, holds=""):
+    size = 10 ** r.uniform(-1, 1, B, T, -(-K // 128)).repeat_interleave(128, -1)[..., :K]
+    x = r.normal(B, T, K) * size
+    if holds == "a tile of zeros":
+        x[0, 2, :128] = 0
+    if holds == "a NaN":
+        x[1, 0, 5] = NAN
+    if holds == "tiny numbers":
+        x = x * 1e-6  # as gradients are
+    return x, scales == "powers of 2"
+
+
+def as_tiles(x):
+    return F.pad(x.float(), (0, -x.shape[-1] % 128)).unflatten(-1, (-1, 128))
+
+
+def scale_by(amax, power_of_2=False, largest=448.0):
+    scale = (amax / largest).clamp_min(SMALLEST)
+    return reference.power_of_two_scale(scale) if power_of_2 else scale
+
+
+def coded(x, tiles, scale):
+    """E4M3 of tiles / scale, in x's shape."""
+    codes = reference.round_to_e4m3(tiles / scale.unsqueeze(-1)).flatten(-2)[..., : x.shape[-1]]
+    return codes.to(torch.float8_e4m3fn)
+
+
+def with_tiles(scale_of):
+    """The answer whose scales are scale_of(tiles, power_of_2)."""
+
+    def answer(x, power_of_2=False):
+        tiles = as_tiles(x)
+        scale = scale_of(tiles, power_of_2)
+        return coded(x, tiles, scale), scale
+
+    return answer
+
+
+@QUANTIZE_TILES.wrong(
+    "You return 448 / amax, the factor that you multiplied by. The scale is what brings the numbers BACK: amax / 448."
+)
+def reciprocal(x, power_of_2=False):
+    codes, scale = reference.quantize_tiles(x, power_of_2)
+    return codes, 1 / scale
+
+
+@QUANTIZE_TILES.wrong(
+    "You return the amax itself: the scale is amax / 448, by which codes must be multiplied to come back."
+)
+def amax_returned(x, power_of_2=False):
+    codes, scale = reference.quantize_tiles(x, power_of_2)
+    return codes, scale * 448
+
+
+@QUANTIZE_TILES.wrong("You divide the amax by 480: that code is NaN. The largest number of E4M3 is 448.")
+def by_480(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax(-1), p, 480.0))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("You divide the amax by 127, the largest of int8: of E4M3 it is 448.")
+def by_127(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax(-1), p, 127.0))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("You divide by 57344, the largest number of E5M2: of E4M3 it is 448.")
+def by_57344(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax(-1), p, 57344.0))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "You take the largest number, not the largest MAGNITUDE: a tile's extreme may be negative. tiles.abs().amax(-1)."
+)
+def without_abs(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.amax(-1), p))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("One scale serves the whole tensor: take an amax for each tile, over its 128 numbers alone.")
+def one_for_all(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax().expand(tiles.shape[:-1]), p))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("Each row has one scale with you: a row has a scale for each of its tiles of 128 numbers.")
+def one_for_a_row(x, power_of_2=False):
+    return with_tiles(lambda t, p: scale_by(t.abs().amax((-2, -1)).unsqueeze(-1).expand(t.shape[:-1]), p))(
+        x, power_of_2
+    )
+
+
+@QUANTIZE_TILES.wrong(
+    "The amax runs down a column, over the tokens: a tile is 1 × 128, numbers of ONE token side by side (the last axis)."
+)
+def over_the_tokens(x, power_of_2=False):
+    scale = scale_by(x.float().abs().amax(-2, keepdim=True), power_of_2)
+    return reference.round_to_e4m3(x.float() / scale).to(torch.float8_e4m3fn), scale.squeeze(-2)
+
+
+@QUANTIZE_TILES.wrong(
+    "You take every so-manieth number into a tile: 128 NEIGHBOURS share a scale, so the view is [tiles, 128], not [128, "
+    "tiles]."
+)
+def strided_tiles(x, power_of_2=False):
+    K = x.shape[-1]
+    tiles = F.pad(x.float(), (0, -K % 128)).unflatten(-1, (128, -1))
+    scale = scale_by(tiles.abs().amax(-2), power_of_2)
+    codes = reference.round_to_e4m3(tiles / scale.unsqueeze(-2)).flatten(-2)[..., :K]
+    return codes.to(torch.float8_e4m3fn), scale
+
+
+@QUANTIZE_TILES.wrong(
+    "The last tile, with fewer than 128 numbers, is lost: pad with zeros to a multiple of 128, and cut the result to K."
+)
+def last_tile_dropped(x, power_of_2=False):
+    whole = x.shape[-1] // 128 * 128
+    return reference.quantize_tiles(x[..., :whole], power_of_2)
+
+
+@QUANTIZE_TILES.wrong("The padding is still in the result: cut x_fp8 back to the K numbers that x has.")
+def padding_kept(x, power_of_2=False):
+    return reference.quantize_tiles(F.pad(x, (0, -x.shape[-1] % 128)), power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "The padding counts in the amax: pad with ZEROS, which never are the largest, also where all numbers are tiny."
+)
+def padded_with_ones(x, power_of_2=False):
+    K = x.shape[-1]
+    codes, scale = reference.quantize_tiles(F.pad(x, (0, -K % 128), value=1.0), power_of_2)
+    return codes[..., :K], scale
+
+
+@QUANTIZE_TILES.wrong(
+    "A tile of zeros gives 0 / 0 = NaN: its scale must be positive, so clamp the scale from below (2.0**-126)."
+)
+def zeros_divided(x, power_of_2=False):
+    scale_of_tiles = reference.power_of_two_scale if power_of_2 else (lambda scale: scale)
+    return with_tiles(lambda tiles, p: scale_of_tiles(tiles.abs().amax(-1) / 448))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "You clamp the amax to 1e-4, as DeepSeek's inference code does for activations. Gradients are smaller than that, and "
+    "lose their digits: clamp the SCALE to 2.0**-126 instead."
+)
+def clamped_to_1e_4(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax(-1).clamp_min(1e-4), p))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "A tile with a NaN comes out finite: let the NaN through. amax keeps it; nan_to_num and Python's max lose it."
+)
+def nan_lost(x, power_of_2=False):
+    return reference.quantize_tiles(x.nan_to_num(), power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "The NaN is left out of the amax, so its tile gets an ordinary scale: then only one number shows that something broke, "
+    "and no scale does. Let amax give NaN for that tile."
+)
+def nan_left_out(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().nan_to_num(0.0).amax(-1), p))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("power_of_2 is not looked at: where it is True, round the scale up by your power_of_two_scale.")
+def never_a_power(x, power_of_2=False):
+    return reference.quantize_tiles(x, False)
+
+
+@QUANTIZE_TILES.wrong("Your scales are always powers of 2: round them up only where power_of_2 is True.")
+def always_a_power(x, power_of_2=False):
+    return reference.quantize_tiles(x, True)
+
+
+@QUANTIZE_TILES.wrong(
+    "The numbers are divided by one scale, and another is returned: round the scale up to a power of 2 BEFORE dividing."
+)
+def power_afterwards(x, power_of_2=False):
+    codes, scale = reference.quantize_tiles(x, False)
+    return codes, reference.power_of_two_scale(scale) if power_of_2 else scale
+
+
+@QUANTIZE_TILES.wrong("You multiply by the scale: divide by it, so that the largest number of each tile becomes 448.")
+def multiplied(x, power_of_2=False):
+    tiles = as_tiles(x)
+    scale = scale_by(tiles.abs().amax(-1), power_of_2)
+    return coded(x, tiles, 1 / scale), scale
+
+
+@QUANTIZE_TILES.wrong(
+    "The numbers are E4M3's, but lie in float32: four bytes each. Cast them at the end: .to(torch.float8_e4m3fn)."
+)
+def not_cast(x, power_of_2=False):
+    codes, scale = reference.quantize_tiles(x, power_of_2)
+    return codes.float(), scale
+
+
+@QUANTIZE_TILES.wrong(
+    "bfloat16 is divided in bfloat16, which rounds once more, and so is the scale: compute in float32, from x.float() on."
+)
+def in_bfloat16(x, power_of_2=False):
+    tiles = F.pad(x, (0, -x.shape[-1] % 128)).unflatten(-1, (-1, 128))
+    scale = scale_by(tiles.abs().amax(-1), power_of_2)
+    return coded(x, tiles, scale), scale
+
+
+@QUANTIZE_TILES.wrong("The scales have one axis too many: [..., tiles], without the 1 at the end that dividing needs.")
+def axis_kept(x, power_of_2=False):
+    codes, scale = reference.quantize_tiles(x, power_of_2)
+    return codes, scale.unsqueeze(-1)
+
+
+@QUANTIZE_TILES.wrong("The two results are swapped: first the E4M3 numbers, then the scales.")
+def swapped(x, power_of_2=False):
+    return reference.quantize_tiles(x, power_of_2)[::-1]
+
+
+# 10.5 ----------------------------------------------------------------------------------------------------------------
+
+QUANTIZE_BLOCKS = Exercise(
+    "10.5",
+    reference.quantize_blocks,
+    minutes=10,
+    sizes=[
+        {"N": 256, "K": 384, "scales": "any"},
+        {"N": 130, "K": 300, "scales": "any"},
+        {"N": 300, "K": 260, "scales": "powers of 2"},
+        {"N": 64, "K": 136, "scales": "any"},
+        {"N": 5, "K": 7, "scales": "any"},
+    ],
+    hints=[
+        "Exercise 4 made one axis into two, [K] into [tiles, 128]. Do it with both axes: over which of the four is the amax?",
+        "blocks = F.pad(w.float(), (0, -K % 128, 0, -N % 128)).reshape(N/128, 128, K/128, 128), rounded up; the amax is over "
+        "axes 1 and 3, with keepdim=True it divides as it is. Then back to two axes, and cut to [N, K].",
+    ],
+)
+
+
+@QUANTIZE_BLOCKS.inputs
+def _(r, N, K, scales):
+    size = 10 ** r.uniform(-1, 1, -(-N // 128), -(-K // 128))
+    size = size.repeat_interleave(128, 0).repeat_interleave(128, 1)[:N, :K]
+    return r.normal(N, K) * size, scales == "powers of 2"
+
+
+def as_blocks(w):
+    N, K = w.shape
+    padded = F.pad(w.float(), (0, -K % 128, 0, -N % 128))
+    return padded.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
+
+
+def blocks_by(w, scale):
+    """E4M3 of w's blocks [a,128,b,128] / scale, which has their four axes; in w's shape."""
+    codes = reference.round_to_e4m3(as_blocks(w) / scale)
+    return codes.flatten(2).flatten(0, 1)[: w.shape[0], : w.shape[1]].to(torch.float8_e4m3fn)
+
+
+def with_blocks(amax_of):
+    """The answer whose amax, with four axes, is amax_of(blocks.abs())."""
+
+    def answer(w, power_of_2=False):
+        blocks = as_blocks(w).abs()
+        scale = scale_by(amax_of(blocks), power_of_2)
+        one_each = scale.expand(blocks.shape[0], scale.shape[1], blocks.shape[2], scale.shape[3])
+        return blocks_by(w, scale), one_each[:, 0, :, 0]
+
+    return answer
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "Your scales are those of 1 × 128 tiles, one for each row: a block is 128 rows by 128 columns, with ONE scale."
+)
+def rows_apart(w, power_of_2=False):
+    return reference.quantize_tiles(w, power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "Your blocks are 128 × 1, one column of 128 rows: take the amax over 128 columns too, so that 128 × 128 numbers share "
+    "one scale."
+)
+def columns_apart(w, power_of_2=False):
+    codes, scale = reference.quantize_tiles(w.T, power_of_2)
+    return codes.T, scale.T
+
+
+@QUANTIZE_BLOCKS.wrong("The scales are transposed: rows of w come first, [N/128, K/128].")
+def scales_transposed(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes, scale.T
+
+
+@QUANTIZE_BLOCKS.wrong("One scale serves the whole matrix: take an amax for each block of 128 × 128.")
+def one_for_the_matrix(w, power_of_2=False):
+    return with_blocks(lambda blocks: blocks.amax((0, 1, 2, 3), keepdim=True))(w, power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong("128 whole rows share a scale: cut the columns into 128s too.")
+def bands_of_rows(w, power_of_2=False):
+    return with_blocks(lambda blocks: blocks.amax((1, 2, 3), keepdim=True))(w, power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong("128 whole columns share a scale: cut the rows into 128s too.")
+def bands_of_columns(w, power_of_2=False):
+    return with_blocks(lambda blocks: blocks.amax((0, 1, 3), keepdim=True))(w, power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "The amax runs over the wrong axes: in [N/128, 128, K/128, 128] the numbers INSIDE a block are axes 1 and 3."
+)
+def across_blocks(w, power_of_2=False):
+    blocks = as_blocks(w)
+    scale = scale_by(blocks.abs().amax((0, 2), keepdim=True), power_of_2)
+    return blocks_by(w, scale), scale[0, :, 0, :]
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "reshape(-1, 128, 128) cuts the memory into pieces of 16,384 numbers, rows of full width: those are no blocks. Cut each "
+    "axis by itself: [N/128, 128, K/128, 128]."
+)
+def cut_as_memory(w, power_of_2=False):
+    N, K = w.shape
+    padded = F.pad(w.float(), (0, -K % 128, 0, -N % 128))
+    pieces = padded.reshape(-1, 128, 128)
+    scale = scale_by(pieces.abs().amax((1, 2)), power_of_2)
+    codes = reference.round_to_e4m3(pieces / scale[:, None, None]).reshape(padded.shape)[:N, :K]
+    return codes.to(torch.float8_e4m3fn), scale.reshape(-(-N // 128), -1)
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "You take the largest number, not the largest MAGNITUDE: a block's extreme may be negative. Take abs() first."
+)
+def extreme_without_abs(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).amax((1, 3), keepdim=True), power_of_2)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "You return 448 / amax. The scale is what brings the numbers BACK, amax / 448; the hub's checkpoints call it "
+    "weight_scale_inv, and it is a multiplier too."
+)
+def inverse(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes, 1 / scale
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "The blocks at the edges are lost: a block with fewer rows or columns has a scale too. Pad with zeros, cut afterwards."
+)
+def edges_dropped(w, power_of_2=False):
+    N, K = (size // 128 * 128 for size in w.shape)
+    return reference.quantize_blocks(w[:N, :K], power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong("The padding is still in the result: cut w_fp8 back to the N rows and K columns that w has.")
+def padding_left(w, power_of_2=False):
+    N, K = w.shape
+    return reference.quantize_blocks(F.pad(w, (0, -K % 128, 0, -N % 128)), power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong("power_of_2 is not looked at: where it is True, round the scale up by your power_of_two_scale.")
+def power_ignored(w, power_of_2=False):
+    return reference.quantize_blocks(w, False)
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "Each number has its scale beside it: that takes four bytes a number. Return one for each block, [N/128, K/128]."
+)
+def scale_for_each(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes, scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: w.shape[0], : w.shape[1]]
+
+
+@QUANTIZE_BLOCKS.wrong("The scales keep four axes: give [N/128, K/128], without the 1s that dividing needs.")
+def four_axes(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes, scale[:, None, :, None]
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "The numbers are E4M3's, but lie in float32, four bytes each: .to(torch.float8_e4m3fn) at the end."
+)
+def left_in_float32(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes.float(), scale
