@@ -48,10 +48,12 @@ class RMSNorm(nn.Module):
 
 def swiglu(x, w_gate, w_up, w_down, impl="auto"):
     """down(silu(gate(x)) * up(x)); x [...,D], w_gate and w_up [W,D], w_down [D,W] to [...,D] (2002.05202)."""
-    gate, up = F.linear(x, w_gate), F.linear(x, w_up)
-    if use_kernel(impl, gate, "SwiGLU"):
-        return F.linear(layer_kernels().silu_mul(gate, up), w_down)
-    return F.linear(F.silu(gate) * up, w_down)
+    return F.linear(silu_mul(F.linear(x, w_gate), F.linear(x, w_up), impl), w_down)
+
+
+def silu_mul(gate, up, impl="auto"):
+    """silu(gate) * up, of one shape."""
+    return layer_kernels().silu_mul(gate, up) if use_kernel(impl, gate, "SwiGLU") else F.silu(gate) * up
 
 
 class SwiGLU(nn.Module):
@@ -64,7 +66,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x, impl="auto"):
-        return swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight, impl)
+        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x), impl))
 
 
 def rope_width(cfg):
@@ -191,14 +193,6 @@ def product_dtype(x):
     """The dtype in which x is multiplied: autocast's where it is on, else its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def check_impl(impl, what, known=("auto", "torch", "triton")):
-    """Raise for an `impl` that is not `known`, or that `what` does not have yet."""
-    if impl not in known:
-        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(known)}")
-    if impl == "triton":
-        raise NotImplementedError(f"the Triton kernels of {what} come in a later version; use impl='auto'")
 
 
 def use_kernel(impl, x, what):

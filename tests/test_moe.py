@@ -146,8 +146,6 @@ def test_impl(M):
     want = experts(x, indices, gates, impl="loop")
     for impl in ("auto", "torch"):
         assert relative_error(experts(x, indices, gates, impl=impl), want) < TOLERANCE[torch.float32]
-    with pytest.raises(NotImplementedError, match="later version"):
-        experts(x, indices, gates, impl="triton")
     with pytest.raises(ValueError, match="one of auto, torch, loop, triton"):
         experts(x, indices, gates, impl="cuda")
     with torch.autocast("cpu", torch.bfloat16):
@@ -162,6 +160,35 @@ def test_wrong_shapes_are_both_shown():
         experts(torch.zeros(3, 15), torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"indices are \[3, 2\] and gates \[3, 1\]"):
         experts(torch.zeros(3, 16), torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 1))
+
+
+def test_an_index_that_is_no_experts_is_said():
+    experts, x, gates = Experts(4, 16, 8), torch.zeros(2, 16), torch.zeros(2, 2)
+    for wrong in (-1, 4):
+        with pytest.raises(ValueError, match=rf"indices go from {min(wrong, 0)} to {max(wrong, 1)}; .* are 0 to 3"):
+            experts(x, torch.tensor([[0, 1], [wrong, 1]]), gates)
+
+
+EVERY = [v3(), v3(16, 4, 4, 2), v3(norm_topk_prob=False), v2(), v2(16, 4, 4, 2, method="group_limited_greedy")]
+
+
+@pytest.mark.parametrize("cfg", EVERY)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_reach_no_other_token_and_no_other_memory(cfg, value):
+    moe, logits = randomise(MoE(cfg)), torch.randn(6, 16)
+    want, _, _ = moe.gate.route(logits.clone())
+    logits[2, 5], logits[4] = value, value
+    indices, gates, _ = moe.gate.route(logits)
+    assert indices.min() >= 0 and indices.max() < 16
+    assert all(len(set(row)) == 4 for row in indices.tolist())
+    others = [0, 1, 3, 5]
+    assert torch.equal(indices[others], want[others]) and gates[others].isfinite().all()
+    out = moe.experts(torch.randn(6, 32), indices, gates)
+    assert out[others].isfinite().all()
+    if value != value:  # never routed in silence
+        assert gates[2].isnan().any() and gates[4].isnan().all() and out[[2, 4]].isnan().all()
+    elif value < 0 and cfg.scoring_func == "sigmoid":  # all scores 0: this token gets nothing of the routed experts
+        assert not gates[4].any() and not out[4].any()
 
 
 # Balance -----------------------------------------------------------------------------------------------------------

@@ -9,13 +9,18 @@ Dispatch copies a token to its A rows, combine sums A rows into their token: eac
 backward. Both only gather (the sums go over the inverse permutation), so no scatter has to add atomically, and a step
 is the same each time. The gate multiplies before the down-projection, where a row is F wide, instead of D after it.
 For a few tokens, as in decoding, sorting costs more than it saves: there the chosen experts' weights are gathered.
+
+On a GPU the kernels of dispatch_kernels.py and kernels.py do all of this, and make no copy of the rows. Of a step they
+keep x [M,D], the pre-activations [N,2F] and the plan; with `recompute` not even those [N,2F].
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from minids.layers import SwiGLU, check_impl, product_dtype
+from minids.layers import SwiGLU, product_dtype, silu_mul, use_kernel
 from minids.moe import reference
 
 FEW = 2**18  # gathered weights up to which copying them is cheaper than sorting (measured on a CPU)
@@ -25,7 +30,8 @@ class Gate(nn.Module):
     """The router: gate(x [M,D]) gives indices [M,A] int64, gates [M,A] fp32 and scores [M,E] fp32.
 
     The logits are fp32 even under autocast, and so are the bias (only of topk_method "noaux_tc") and `load` [E], the
-    number of choices of each expert in training since the last `update_bias`.
+    number of choices of each expert in training since the last `update_bias`. A NaN logit makes its token's gates NaN,
+    and so what the token gets; its indices are experts all the same.
     """
 
     def __init__(self, cfg):
@@ -81,11 +87,16 @@ class Experts(nn.Module):
     """The routed experts: experts(x [M,D], indices [M,A], gates [M,A]) gives the gated sum [M,D].
 
     gate_up_proj is [E,2F,D], the gate half first; down_proj is [E,D,F]. Under autocast the products are in its dtype.
-    `impl` is "auto" or "torch" (grouped), or "loop" (the reference). Raises ValueError for shapes that do not fit.
+    `impl` "auto" takes the Triton kernels on a GPU and "torch" (grouped_mm) elsewhere; "loop" is the reference. With
+    `recompute`, an attribute too, backward computes the pre-activations again, and does not keep them. An index that is
+    no expert's adds nothing in the kernels. Raises ValueError for one on a CPU, and for shapes that do not fit.
     """
 
-    def __init__(self, n_experts, hidden, width):
+    grouped_product = None  # fp8.convert puts its own here, which then computes whatever `impl` says: see experts_by
+
+    def __init__(self, n_experts, hidden, width, recompute=False):
         super().__init__()
+        self.recompute = recompute
         self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(n_experts, hidden, width))
         for weight in (self.gate_up_proj, self.down_proj):
@@ -95,21 +106,67 @@ class Experts(nn.Module):
         check(x, indices, gates, self.gate_up_proj, impl)
         dtype, weights = product_dtype(x), (self.gate_up_proj, self.down_proj)
         x = x.to(dtype)
-        if impl == "loop" or dtype == torch.float64:  # grouped_mm has no float64
-            return reference.experts_loop(x, indices, gates, *(weight.to(dtype) for weight in weights))
-        if indices.numel() * sum(weight.numel() for weight in weights) <= FEW * len(weights[0]):
+        if self.grouped_product:
+            scales = (getattr(self, f"{name}_proj_scale_inv", None) for name in ("gate_up", "down"))
+            return experts_by(self.grouped_product, x, indices, gates, *zip(weights, scales, strict=True))
+        by_loop = impl == "loop" or (dtype == torch.float64 and impl != "triton")  # grouped_mm has no float64
+        by_kernels = not by_loop and use_kernel(impl, x, "the experts")
+        few = indices.numel() * sum(weight.numel() for weight in weights) <= FEW * len(weights[0])
+        if few and not by_loop and not by_kernels:
             return experts_gathered(x, indices, gates, *weights)
-        return experts_grouped(x, indices, gates, *(weight.to(dtype) for weight in weights))
+        given = x, indices, gates, *(weight.to(dtype) for weight in weights)
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        if by_kernels:
+            return ExpertsByKernels.apply(*given, keep, self.recompute)
+        run = reference.experts_loop if by_loop else experts_grouped
+        if keep and self.recompute:
+            return checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+        return run(*given)
 
 
 def check(x, indices, gates, gate_up_proj, impl):
     """Raise for an `impl` that is not there, and for shapes that do not fit, with both of them."""
-    check_impl(impl, "the experts", ("auto", "torch", "loop", "triton"))
+    if impl not in ("auto", "torch", "loop", "triton"):
+        raise ValueError(f"impl is {impl!r}; it must be one of auto, torch, loop, triton")
     if x.dim() != 2 or x.shape[1] != gate_up_proj.shape[2]:
         raise ValueError(f"x is {list(x.shape)}; these experts take [M,{gate_up_proj.shape[2]}]")
     if indices.dim() != 2 or indices.shape != gates.shape or indices.shape[0] != x.shape[0]:
         shapes = f"indices are {list(indices.shape)} and gates {list(gates.shape)}"
         raise ValueError(f"{shapes}; both must be [M,A], with M = {x.shape[0]} as in x")
+    if indices.device.type == "cpu" and indices.numel():  # elsewhere it would wait for the GPU
+        low, high = (int(one) for one in indices.aminmax())
+        if low < 0 or high >= len(gate_up_proj):
+            raise ValueError(f"indices go from {low} to {high}; the experts are 0 to {len(gate_up_proj) - 1}")
+
+
+class ExpertsByKernels(torch.autograd.Function):
+    """The experts' sum by the kernels, with its gradients; `keep` for a backward pass, which may `recompute` pre."""
+
+    @staticmethod
+    def forward(ctx, x, indices, gates, gate_up_proj, down_proj, keep, recompute):
+        from minids.moe import dispatch_kernels, kernels  # here: `import minids` works without Triton
+
+        order, token, place, ends = dispatch_kernels.dispatch_plan(indices, len(gate_up_proj))
+        act, pre = kernels.up(x, gate_up_proj, gates, order, ends, keep and not recompute)
+        if keep:
+            ctx.save_for_backward(x, gates, gate_up_proj, down_proj, order, token, place, ends, pre)
+        return dispatch_kernels.combine(kernels.grouped_gemm(act, down_proj, ends), place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        from minids.moe import dispatch_kernels, kernels
+
+        x, gates, gate_up_proj, down_proj, order, token, place, ends, pre = ctx.saved_tensors
+        if pre is None:
+            pre = kernels.up(x, gate_up_proj, gates, order, ends)[1]
+        dout, (need_x, _, _, need_gate_up, need_down, *_) = dout.contiguous(), ctx.needs_input_grad
+        d_pre, act, d_gates = kernels.down_backward(dout, down_proj, gates, pre, order, ends)
+        d_rows = kernels.grouped_gemm(d_pre, gate_up_proj.transpose(1, 2), ends) if need_x else None
+        d_x = dispatch_kernels.combine(d_rows, place) if need_x else None
+        d_gate_up = kernels.grouped_gemm_dw(x, d_pre, ends, x_token=token) if need_gate_up else None
+        d_down = kernels.grouped_gemm_dw(act, dout, ends, dy_token=token) if need_down else None
+        return d_x, None, d_gates.to(gates.dtype), d_gate_up, d_down, None, None
 
 
 def experts_grouped(x, indices, gates, gate_up_proj, down_proj):
@@ -122,6 +179,21 @@ def experts_grouped(x, indices, gates, gate_up_proj, down_proj):
     row_gates = gates.flatten().gather(0, plan.order).unsqueeze(1).to(x.dtype)
     y = F.grouped_mm(F.silu(gate) * up * row_gates, down_proj.transpose(1, 2), offs=plan.ends)
     return Combine.apply(y, plan.token, plan.place)[:, :D]
+
+
+def experts_by(product, x, indices, gates, gate_up, down):
+    """As experts_grouped by product(rows [N,K], weight [E,J,K], ends [E], scale), of gate_up and down with their scales.
+
+    Gate and up are two products where blocks of 128 rows would cross from one into the other.
+    """
+    plan, halves = reference.dispatch_plan(indices, len(down[0])), 1 if down[0].shape[2] % 128 == 0 else 2
+    rows = Dispatch.apply(x, plan.token, plan.place)
+    parts = ([None] * halves if t is None else t.chunk(halves, 1) for t in gate_up)
+    pre = [product(rows, weight, plan.ends, scale) for weight, scale in zip(*parts, strict=True)]
+    gate, up = pre if halves == 2 else pre[0].chunk(2, 1)
+    row_gates = gates.flatten().gather(0, plan.order).unsqueeze(1).to(x.dtype)
+    y = product(silu_mul(gate, up) * row_gates, down[0], plan.ends, down[1])
+    return Combine.apply(y, plan.token, plan.place)
 
 
 def pad_to_16_bytes(x, gate_up_proj, down_proj):
@@ -175,6 +247,7 @@ class MoE(nn.Module):
     """DeepSeekMoE (V3 eq. 12): moe(x [B,T,D]) gives shared experts + routed experts, [B,T,D].
 
     `balance_loss` is the 0-dim sequence-wise loss, times aux_loss_alpha, of the last forward in training; else None.
+    `moe.experts.recompute = True` keeps less of a step: see Experts.
     """
 
     def __init__(self, cfg):
