@@ -62,7 +62,7 @@ def power_of_two_scale(scale: Tensor) -> Tensor:
 def scale_of(amax: Tensor, power_of_2: bool = False) -> Tensor:
     """The scale fp32 of tiles whose largest magnitude is `amax`: amax / 448, by which 448 becomes the largest again."""
     amax = torch.where(amax.isfinite(), amax.float(), torch.nan)
-    scale = (amax / LARGEST).clamp_min(SMALLEST_SCALE)
+    scale = (amax / torch.full_like(amax, LARGEST)).clamp_min(SMALLEST_SCALE)  # by a number: * (1 / 448) on a GPU
     return power_of_two_scale(scale) if power_of_2 else scale
 
 
