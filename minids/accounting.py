@@ -26,16 +26,21 @@ def parameters(cfg):
     for index in range(cfg.num_hidden_layers):
         shared = attention_parameters(cfg) + 2 * D
         if cfg.is_moe_layer(index):
-            expert = 3 * D * cfg.moe_intermediate_size
-            bias = cfg.n_routed_experts if cfg.topk_method == "noaux_tc" else 0
-            shared += cfg.n_routed_experts * D + bias + cfg.n_shared_experts * expert
-            total += shared + cfg.n_routed_experts * expert
-            active += shared + cfg.num_experts_per_tok * expert
+            layer = moe_parameters(cfg)
+            total, active = total + shared + layer.total, active + shared + layer.active
         else:
             dense = shared + 3 * D * cfg.intermediate_size
             total, active = total + dense, active + dense
     embeddings = 1 if cfg.tie_word_embeddings else 2
     return Parameters(total + embeddings * V * D, active + V * D)
+
+
+def moe_parameters(cfg):
+    """Total and active parameters of one MoE layer: router with its bias, shared and routed experts (V3 eq. 12)."""
+    expert = 3 * cfg.hidden_size * cfg.moe_intermediate_size
+    bias = cfg.n_routed_experts if cfg.topk_method == "noaux_tc" else 0
+    always = cfg.n_routed_experts * cfg.hidden_size + bias + cfg.n_shared_experts * expert
+    return Parameters(always + cfg.n_routed_experts * expert, always + cfg.num_experts_per_tok * expert)
 
 
 def attention_parameters(cfg):

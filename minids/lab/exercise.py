@@ -38,7 +38,8 @@ class Exercise:
 
     sizes: the cases, one dict each; a size named B is a batch. Sizes other than B that are all multiples of 8 make an
     aligned case. The first two are tried again with gaps between the numbers; let one of them be aligned. dtypes: in
-    which the learner's function is tried. gradients: whether those of all floating arguments are compared too.
+    which the learner's function is tried. gradients: whether those of all floating arguments are compared too;
+    constant: names of those that must get none.
     minutes: what it takes. limit: seconds that one call may take. tolerance: factor on the dtype's. hints: two texts,
     the nudge and the idea (the solution comes from solutions/). kernel, launch, traffic: of an exercise whose answer is
     a Triton kernel, see launching.py; its second cases have gaps between rows instead of numbers.
@@ -51,6 +52,7 @@ class Exercise:
     hints: list
     dtypes: tuple = (torch.float32,)
     gradients: bool = False
+    constant: tuple = ()
     limit: float = 10.0
     tolerance: float = 1.0
     name: str = ""
