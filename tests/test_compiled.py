@@ -6,6 +6,8 @@ import torch
 from minids import layer_kernels
 from minids.lab import compiled
 from minids.mla import kernels
+from minids.moe import dispatch_kernels
+from minids.moe import kernels as moe_kernels
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -82,6 +84,74 @@ def test_the_other_kernels_fit_and_spill_nothing(found):
     others = [one for what, one in found.items() if what not in DECODE]
     assert len(others) == 6 * len(ARCHS)
     assert not [str(one) for one in others if one.spills or not one.fits]
+
+
+# MoE -------------------------------------------------------------------------------------------------------------
+
+INDICES = {**dict.fromkeys(("chosen", "order", "token", "place", "x_token", "dy_token"), "*i64")}
+INDICES |= {**dict.fromkeys(("ends", "counts", "sums"), "*i32"), "gates": "*fp32", "parts": "*fp32"}
+INDICES |= dict.fromkeys(("M", "N", "A", "tiles", "stride_e", "stride_j", "stride_k"), "i32")
+
+
+def of_moe(kernel, arch, dtype, values, **options):
+    """The request for a kernel of MoE: its arguments have the types of INDICES, the others point to `dtype`."""
+    types = {n: INDICES.get(n, f"*{NAMES[dtype]}") for n in kernel.arg_names if n not in values}
+    return compiled.request(kernel, types, values, arch, **options, aligned=[n for n in types if "stride" in n])
+
+
+def experts(arch, rows, dtype):
+    """(what, request) of the experts' products for `rows` an expert, in the widths of DeepSeek-V2-Lite."""
+    D, F, E = 2048, 1408, 64
+    for what, kernel, kind, width, values in (
+        ("up", moe_kernels.up_kernel, "up", F, {"D": D, "F": F, "E": E, "KEEP": True}),
+        ("down", moe_kernels.product_kernel, "product", D, {"K": F, "J": D, "E": E, "stride_k": 1}),
+        ("dx", moe_kernels.product_kernel, "product", D, {"K": 2 * F, "J": D, "E": E, "stride_j": 1}),
+        ("back", moe_kernels.down_backward_kernel, "back", F, {"D": D, "F": F, "E": E}),
+        ("dw up", moe_kernels.dw_kernel, "dw", D, {"K": D, "J": 2 * F, "dy_token": None}),
+        ("dw down", moe_kernels.dw_kernel, "dw", F, {"K": F, "J": D, "x_token": None}),
+    )[: 6 if rows > 64 else 4]:  # for few rows dw_kernel is compiled as for many
+        sizes = moe_kernels.blocks(kind, rows, width, dtype, arch)
+        options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+        yield what, of_moe(kernel, arch, dtype, {**values, **sizes, "WIDE": False}, **options)
+
+
+def dispatch(arch):
+    """(what, request) of the kernels around the products."""
+    wide = {"D": 2048, "A": 6, "BLOCK_M": 2, "BLOCK_D": 1024}
+    for name, values in (("count", {"E": 64, "TILE": 128}), ("place", {"E": 64, "TILE": 128}), ("combine", wide)):
+        yield name, of_moe(getattr(dispatch_kernels, f"{name}_kernel"), arch, torch.bfloat16, values)
+
+
+EXPERTS = [(arch, 1536, torch.bfloat16) for arch in (80, 89, 90, 100)]
+EXPERTS += [(90, 8, torch.bfloat16), (90, 40, torch.bfloat16), (89, 40, torch.bfloat16)]
+EXPERTS += [(90, 1536, torch.float16), (90, 1536, torch.float32)]
+
+
+@pytest.fixture(scope="module")
+def found_in_moe():
+    """{(case, what): CompiledFacts} of MoE's kernels, from one process."""
+    wanted = {(case, what): one for case in EXPERTS for what, one in experts(*case)}
+    wanted |= {(arch, what): one for arch in (80, 89, 90, 100) for what, one in dispatch(arch)}
+    found = dict(zip(wanted, compiled.facts_of_all(wanted.values()), strict=True))
+    for (_, what), one in found.items():
+        print(what, one)
+    return found
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_experts_fit_and_spill_nothing(found_in_moe, case):
+    arch, rows, dtype = case
+    kind = {90: "wgmma", 100: "tcgen05"}.get(arch, "mma") if rows >= 16 else "mma"  # below, tiles have 16 rows
+    found = {what: one for (of, what), one in found_in_moe.items() if of == case}
+    assert len(found) == (6 if rows > 64 else 4)
+    for what, one in found.items():
+        assert one.spills == 0 and one.fits, f"{what}: {one}"
+        assert dtype == torch.float32 or getattr(one, kind) >= 4, f"{what}: {one}"
+
+
+def test_dispatch_fits_and_spills_nothing(found_in_moe):
+    found = [one for (case, _), one in found_in_moe.items() if case not in EXPERTS]
+    assert len(found) == 12 and not [str(one) for one in found if one.spills or not one.fits]
 
 
 # The module itself -----------------------------------------------------------------------------------------------
