@@ -1,0 +1,1345 @@
+"""Lesson 09: sort the choices by expert, cut each expert's rows into tiles, and three kernels that multiply them."""
+
+import torch
+import torch.nn.functional as F
+
+from minids.lab.exercise import Exercise
+from minids.lab.tiles import tl, triton
+from minids.moe import reference
+
+# 09.1 ----------------------------------------------------------------------------------------------------------------
+
+DISPATCH_PLAN = Exercise(
+    "09.1",
+    reference.dispatch_plan,
+    minutes=10,
+    sizes=[
+        {"M": 16, "A": 8, "E": 16, "idle": ()},
+        {"M": 5, "A": 2, "E": 9, "idle": (0, 4, 8)},
+        {"M": 7, "A": 3, "E": 4, "idle": (3,)},
+        {"M": 6, "A": 1, "E": 5, "idle": (0, 1, 3, 4)},
+        {"M": 1, "A": 2, "E": 6, "idle": ()},
+    ],
+    hints=[
+        "Three of the four come from ONE sort of all M*A choices, which must be stable. A flat position is token * A + "
+        "choice: how does the token come back out of it? For ends: how many choices are of the experts 0 to e?",
+        "by_expert, order = indices.flatten().sort(stable=True); token = order // A. ends: bincount(minlength=n_experts), "
+        "then cumsum. place: order says which choice lies in row i, place which row has choice i, so place[order] = arange.",
+    ],
+)
+
+
+@DISPATCH_PLAN.inputs
+def _(r, M, A, E, idle):
+    scores = r.uniform(0, 1, M, E)
+    scores[:, list(idle)] = -1.0
+    return scores.topk(A, dim=-1).indices, E
+
+
+def counts_of(indices, n_experts):
+    return indices.flatten().bincount(minlength=n_experts)
+
+
+def inverse(order):
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+
+
+def plan_of(indices, n_experts, **changes):
+    """The right plan as a dict, with some of its four parts changed."""
+    return tuple({**reference.dispatch_plan(indices, n_experts)._asdict(), **changes}.values())
+
+
+@DISPATCH_PLAN.wrong(
+    "ends holds where each expert BEGINS: you took the rows of the experts before it. Its own belong to it, too: the "
+    "cumulative sum itself."
+)
+def starts(indices, n_experts):
+    counts = counts_of(indices, n_experts)
+    return plan_of(indices, n_experts, ends=counts.cumsum(0) - counts)
+
+
+@DISPATCH_PLAN.wrong(
+    "ends holds how many rows each expert has: sum them up, cumsum, so that it says where each expert ENDS."
+)
+def counts_alone(indices, n_experts):
+    return plan_of(indices, n_experts, ends=counts_of(indices, n_experts))
+
+
+@DISPATCH_PLAN.wrong("ends is one too small: it is the row AFTER the expert's last, as in Python's slices.")
+def inclusive_ends(indices, n_experts):
+    return plan_of(indices, n_experts, ends=counts_of(indices, n_experts).cumsum(0) - 1)
+
+
+@DISPATCH_PLAN.wrong(
+    "Experts without a row are missing in ends: unique() sees only those that were chosen, and all ends behind shift by "
+    "one. Take bincount(minlength=n_experts) or searchsorted."
+)
+def unique_counts(indices, n_experts):
+    return plan_of(indices, n_experts, ends=indices.flatten().unique(return_counts=True)[1].cumsum(0))
+
+
+@DISPATCH_PLAN.wrong(
+    "The last experts are missing in ends where nobody chose them: bincount goes up to the largest expert that it sees. "
+    "Say minlength=n_experts."
+)
+def no_minlength(indices, n_experts):
+    return plan_of(indices, n_experts, ends=indices.flatten().bincount().cumsum(0))
+
+
+@DISPATCH_PLAN.wrong(
+    "ends begins with an extra 0: it has n_experts numbers, the first of which is where expert 0 ends."
+)
+def leading_zero(indices, n_experts):
+    ends = counts_of(indices, n_experts).cumsum(0)
+    return plan_of(indices, n_experts, ends=torch.cat([ends.new_zeros(1), ends]))
+
+
+@DISPATCH_PLAN.wrong(
+    "token is order % A, which is the number of the CHOICE: a flat position is token * A + choice, so the token is order // A."
+)
+def token_modulo(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, token=order % indices.shape[1])
+
+
+@DISPATCH_PLAN.wrong(
+    "token is order // M or order % M: a row of indices has A choices, so divide by A, the number of choices of a token."
+)
+def token_by_m(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, token=order % indices.shape[0])
+
+
+@DISPATCH_PLAN.wrong("token is order itself: divide by A, for each token has A flat positions.")
+def token_undivided(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, token=order)
+
+
+@DISPATCH_PLAN.wrong(
+    "token holds experts: sort() gives the sorted values first, and then where they came from. The token comes from where."
+)
+def token_is_the_expert(indices, n_experts):
+    return plan_of(indices, n_experts, token=indices.flatten().sort(stable=True)[0])
+
+
+@DISPATCH_PLAN.wrong(
+    "order holds the sorted experts: sort() gives the values first, and then the positions they came from, which are wanted."
+)
+def values_for_positions(indices, n_experts):
+    order = indices.flatten().sort(stable=True)[0]
+    token, place = order // indices.shape[1], order.argsort(stable=True).view_as(indices)
+    return order, token, place, counts_of(indices, n_experts).cumsum(0)
+
+
+@DISPATCH_PLAN.wrong(
+    "place is order itself: order says which choice lies in a row, place which row a choice lies in. It is the INVERSE: "
+    "place[order] = arange, or order.argsort()."
+)
+def place_is_order(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, place=order.view_as(indices))
+
+
+@DISPATCH_PLAN.wrong(
+    "place is flat: give it the shape of indices, [M,A], so that a token finds its A rows side by side."
+)
+def flat_place(indices, n_experts):
+    return plan_of(indices, n_experts, place=reference.dispatch_plan(indices, n_experts).place.flatten())
+
+
+@DISPATCH_PLAN.wrong(
+    "place is filled choice by choice, its transpose: a flat position is token * A + choice, which is how view(M, A) reads it."
+)
+def transposed_place(indices, n_experts):
+    place = reference.dispatch_plan(indices, n_experts).place.flatten()
+    return plan_of(indices, n_experts, place=place.view(*indices.shape[::-1]).T.contiguous())
+
+
+@DISPATCH_PLAN.wrong(
+    "Within an expert the rows are in another order than the tokens: the sort must be stable, sort(stable=True) in ascending "
+    "order. Otherwise sums are taken in another order from run to run, and no run repeats another bit by bit."
+)
+def unstable(indices, n_experts):
+    order = indices.flatten().sort(stable=True, descending=True)[1].flip(0)
+    return plan_of(
+        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
+    )
+
+
+@DISPATCH_PLAN.wrong("The experts are in descending order: expert 0's rows come first.")
+def descending(indices, n_experts):
+    order = indices.flatten().sort(stable=True, descending=True)[1]
+    return plan_of(
+        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
+    )
+
+
+@DISPATCH_PLAN.wrong(
+    "Your flat position is choice * M + token, of the transposed indices: it is token * A + choice, as indices.flatten() "
+    "counts."
+)
+def choice_major(indices, n_experts):
+    order = indices.T.flatten().sort(stable=True)[1]
+    M = indices.shape[0]
+    place = inverse(order).view(indices.shape[1], M).T.contiguous()
+    return plan_of(indices, n_experts, order=order, token=order % M, place=place)
+
+
+@DISPATCH_PLAN.wrong(
+    "Each token's choices are sorted for themselves: flatten first, for the sort goes over the choices of ALL tokens."
+)
+def each_token_alone(indices, n_experts):
+    order = indices.sort(dim=-1, stable=True)[1].flatten()
+    token = torch.arange(len(indices)).repeat_interleave(indices.shape[1])
+    place = inverse(order) if len(indices) == 1 else order
+    return plan_of(indices, n_experts, order=order, token=token, place=place.view_as(indices))
+
+
+# 09.2 ----------------------------------------------------------------------------------------------------------------
+
+
+def tile_table(ends, n, block):
+    """(expert [T], first [T]): which expert a tile of `block` rows is of, and its first row; T = n // block + E.
+
+    `ends` [E] is a plan's, n its number of rows. Tiles begin anew with each expert. They need not be T: the others,
+    which come last, have expert E and first n. Nothing here waits for a GPU.
+    """
+    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
+    tiles = (ends - begins + block - 1) // block
+    last = tiles.cumsum(0)
+    tile = torch.arange(n // block + len(ends), device=ends.device)
+    expert = torch.searchsorted(last, tile, right=True)
+    begin = torch.cat([begins, begins.new_full((1,), n)])
+    before = torch.cat([last - tiles, last[-1:]])
+    inside = torch.where(expert < len(ends), tile - before[expert], 0)
+    return expert, begin[expert] + block * inside
+
+
+TILE_TABLE = Exercise(
+    "09.2",
+    tile_table,
+    minutes=12,
+    sizes=[
+        {"counts": (8, 24, 16), "block": 8},
+        {"counts": (5, 0, 7, 1, 0), "block": 4},
+        {"counts": (0, 0, 3, 10), "block": 3},
+        {"counts": (0, 13, 0), "block": 5},
+        {"counts": (1, 1, 1, 1), "block": 16},
+        {"counts": (6, 9, 3), "block": 3},
+    ],
+    hints=[
+        "How many tiles does each expert need? Their cumulative sum is for tiles what `ends` is for rows: it says at which tile "
+        "each expert ends. So a tile finds its expert as a row does, and which tile of its expert it is by what lies before.",
+        "begins = cat([0, ends[:-1]]); tiles = (ends - begins + block - 1) // block; last = tiles.cumsum(0). Then expert = "
+        "searchsorted(last, arange(n // block + E), right=True), which is E for what is left over. first = begins[expert] + "
+        "(tile - (last - tiles)[expert]) * block, and n for expert E: give begins one more number, n.",
+    ],
+)
+
+
+@TILE_TABLE.inputs
+def _(r, counts, block):
+    return torch.tensor(counts).cumsum(0).to(torch.int32), sum(counts), block
+
+
+def table(ends, n, block, tiles, begins=None, total=None, right=True):
+    """tile_table with the given tiles of each expert, their beginnings and the number of tiles."""
+    if begins is None:
+        begins = begins_of(ends)
+    last = tiles.cumsum(0)
+    tile = torch.arange(n // block + len(ends) if total is None else total)
+    expert = torch.searchsorted(last, tile, right=right)
+    known = expert.clamp(max=len(ends) - 1)
+    first = begins[known] + block * (tile - (last - tiles)[known])
+    return expert, torch.where(expert < len(ends), first, n)
+
+
+def begins_of(ends):
+    return torch.cat([ends.new_zeros(1), ends[:-1]])
+
+
+def tiles_of(ends, block):
+    return (ends - begins_of(ends) + block - 1) // block
+
+
+@TILE_TABLE.wrong(
+    "The tiles of an expert are rounded down: what is left of its rows, fewer than `block`, has no tile. Round up: (count + "
+    "block - 1) // block."
+)
+def rounds_down(ends, n, block):
+    return table(ends, n, block, (ends - begins_of(ends)) // block)
+
+
+@TILE_TABLE.wrong(
+    "An expert whose rows fill its tiles exactly gets one tile too many: count // block + 1 is no rounding up. Take (count + "
+    "block - 1) // block."
+)
+def one_too_many(ends, n, block):
+    counts = ends - begins_of(ends)
+    return table(ends, n, block, torch.where(counts > 0, counts // block + 1, 0))
+
+
+@TILE_TABLE.wrong(
+    "Every expert gets count // block + 1 tiles, an empty one too: take (count + block - 1) // block, which is 0 for 0."
+)
+def one_more_for_all(ends, n, block):
+    return table(ends, n, block, (ends - begins_of(ends)) // block + 1)
+
+
+@TILE_TABLE.wrong("An expert without rows gets a tile: it needs none, (0 + block - 1) // block is 0.")
+def a_tile_for_nothing(ends, n, block):
+    return table(ends, n, block, tiles_of(ends, block).clamp(min=1))
+
+
+@TILE_TABLE.wrong(
+    "The tiles are cut from all rows, whoever they belong to, so that some cross from one expert to the next: tiles begin anew "
+    "with each expert."
+)
+def tiles_cross(ends, n, block):
+    tile = torch.arange(n // block + len(ends))
+    first = (tile * block).clamp(max=n)
+    return torch.searchsorted(ends, first, right=True), first
+
+
+@TILE_TABLE.wrong(
+    "A tile whose number equals the end of an expert's tiles belongs to the NEXT one: searchsorted needs right=True."
+)
+def left_side(ends, n, block):
+    return table(ends, n, block, tiles_of(ends, block), right=False)
+
+
+@TILE_TABLE.wrong(
+    "first counts from the expert's own first row: add where the expert begins among all rows, begins[expert]."
+)
+def first_in_the_expert(ends, n, block):
+    return table(ends, n, block, tiles_of(ends, block), begins=torch.zeros_like(ends))
+
+
+@TILE_TABLE.wrong(
+    "first adds the tile's number times block to where its expert begins: subtract the tiles of the experts before, for a tile "
+    "counts within its expert."
+)
+def number_among_all(ends, n, block):
+    expert, _ = tile_table(ends, n, block)
+    begin = torch.cat([begins_of(ends), ends.new_full((1,), n)])
+    return expert, torch.where(expert < len(ends), begin[expert] + block * torch.arange(len(expert)), n)
+
+
+@TILE_TABLE.wrong("first counts from where the expert ENDS: its rows begin where the expert before it ends.")
+def from_the_end(ends, n, block):
+    return table(ends, n, block, tiles_of(ends, block), begins=ends)
+
+
+@TILE_TABLE.wrong(
+    "first is rounded down to a multiple of block: an expert may begin anywhere, and its first tile begins there, too."
+)
+def first_aligned(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    return expert, torch.where(expert < len(ends), first // block * block, n)
+
+
+@TILE_TABLE.wrong("Every tile of an expert begins where the expert does: the second one lies `block` rows further.")
+def all_at_the_begin(ends, n, block):
+    expert, _ = tile_table(ends, n, block)
+    return expert, torch.cat([begins_of(ends), ends.new_full((1,), n)])[expert]
+
+
+@TILE_TABLE.wrong("`ends` is taken for the number of rows of each expert: that is ends minus where the expert begins.")
+def ends_for_counts(ends, n, block):
+    return table(ends, n, block, (ends + block - 1) // block)
+
+
+@TILE_TABLE.wrong(
+    "The table has as many tiles as are needed: that number lies on the GPU, and whoever asks for it waits. Make it n // block + "
+    "E long, and mark what is left over by expert E and first n."
+)
+def as_many_as_needed(ends, n, block):
+    tiles = tiles_of(ends, block)
+    return table(ends, n, block, tiles, total=int(tiles.sum()))
+
+
+@TILE_TABLE.wrong(
+    "The table has ceil(n / block) tiles, enough for ONE expert: each of the E may have a last tile that is not full, so make "
+    "it n // block + E long."
+)
+def too_short(ends, n, block):
+    return table(ends, n, block, tiles_of(ends, block), total=-(-n // block))
+
+
+@TILE_TABLE.wrong("The table is one tile too long: n // block + E are enough, whatever the router does.")
+def too_long(ends, n, block):
+    return table(ends, n, block, tiles_of(ends, block), total=-(-n // block) + len(ends))
+
+
+@TILE_TABLE.wrong(
+    "The tiles that are left over are given to the last expert: mark them by expert E, which does not exist, and first n."
+)
+def spare_to_the_last(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    return expert.clamp(max=len(ends) - 1), first
+
+
+@TILE_TABLE.wrong("The tiles that are left over have another first row than n: they begin behind all rows.")
+def spare_at_zero(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    return expert, torch.where(expert < len(ends), first, 0)
+
+
+# 09.3 ----------------------------------------------------------------------------------------------------------------
+
+ROOM = 2**14
+
+
+def apart(tensor):
+    """A copy with free memory around: what a kernel reads or writes beside it belongs to no tensor, wherever it lies."""
+    room = tensor.new_full((tensor.numel() + 2 * ROOM,), float("nan"))
+    return room[ROOM:-ROOM].view(tensor.shape).copy_(tensor)
+
+
+@triton.jit
+def grouped_gemm_kernel(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of y [n,J]: BLOCK_M rows of one expert by BLOCK_J columns."""
+    tile, m = tl.program_id(0), tl.arange(0, BLOCK_M)
+    j, k = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_K)
+    expert = tl.load(expert_of + tile)
+    if expert == E:
+        return
+    row = tl.load(first_of + tile) + m
+    ours, wide = (row < tl.load(ends + expert))[:, None], (j < J)[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_J), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        at = start + k
+        rows = tl.load(x + row[:, None] * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)
+        w = tl.load(weights + expert * J * K + j[None, :] * K + at[:, None], mask=wide & (at < K)[:, None], other=0.0)
+        total += tl.dot(rows, w)
+    tl.store(y + row[:, None] * J + j[None, :], total, mask=ours & wide)
+
+
+def launch_grouped_gemm(kernel, x, weights, ends, block_m=16, block_j=16, block_k=16, **options):
+    """y [n,J] of one launch; `options` go to the compiler: num_warps, num_stages."""
+    (n, K), (E, J, _) = x.shape, weights.shape
+    expert, first = tile_table(ends, n, block_m)
+    y = apart(torch.empty(n, J, dtype=x.dtype, device=x.device))
+    kernel[(len(expert), triton.cdiv(J, block_j))](  # the last tile first: on a GPU they come in any order
+        apart(x), apart(weights), y, ends, expert.flip(0), first.flip(0), E, K, J,
+        BLOCK_M=block_m, BLOCK_J=block_j, BLOCK_K=block_k, **options,
+    )  # fmt: skip
+    return y
+
+
+def table_bytes(ends, n, columns):
+    """What all programs read of the table and of ends: 8 bytes for the expert; 12 more where there is one."""
+    return columns * (8 * (n // 16 + len(ends)) + 12 * int(tiles_of(ends, 16).sum()))
+
+
+def grouped_gemm_bytes(x, weights, ends):
+    """x once for each 16 columns, the matrix of an expert once for each of its tiles of 16 rows, y once."""
+    columns = -(-weights.shape[1] // 16)
+    tiles, result = int(tiles_of(ends, 16).sum()), x.shape[0] * weights.shape[1] * x.element_size()
+    return columns * x.nbytes + tiles * weights[0].nbytes + result + table_bytes(ends, len(x), columns)
+
+
+SHAPES = [
+    {"counts": (16, 32), "K": 32, "J": 16, "range": ""},
+    {"counts": (5, 0, 21, 17), "K": 21, "J": 19, "range": ""},
+    {"counts": (0, 18, 3), "K": 16, "J": 18, "range": ""},
+    {"counts": (9, 20), "K": 48, "J": 15, "range": "large sums"},
+]
+
+GROUPED_GEMM = Exercise(
+    "09.3",
+    reference.grouped_gemm,
+    kernel=grouped_gemm_kernel,
+    launch=launch_grouped_gemm,
+    traffic=grouped_gemm_bytes,
+    minutes=20,
+    dtypes=(torch.float16,),
+    sizes=SHAPES,
+    hints=[
+        "A tile of the result is a plain product: keep a block of float32 sums, walk along K in steps of BLOCK_K, load a block of "
+        "x and a block of this expert's matrix, add their tl.dot. The rows end where the expert ends, not where the tile does.",
+        "row = first + m, there where row < end of the expert. x at row[:, None] * K + at[None, :] is [BLOCK_M, BLOCK_K]; the "
+        "matrix at expert * J * K + j[None, :] * K + at[:, None] is [BLOCK_K, BLOCK_J], so already transposed. Each load masks "
+        "both of its directions, with other=0.0; the store masks rows and columns.",
+    ],
+)
+
+
+def offsets(counts):
+    return torch.tensor(counts).cumsum(0).to(torch.int32)
+
+
+@GROUPED_GEMM.inputs
+def _(r, counts, K, J, range):
+    x, weights = r.normal(sum(counts), K), r.normal(len(counts), J, K)
+    if range:  # the first numbers add up to 160,000 and are taken back: beyond float16 in between
+        x, x[:, :32], weights[..., :16], weights[..., 16:32] = 4 * x, 100, 100, -100
+    return x, weights, offsets(counts)
+
+
+@triton.jit
+def flawed_gemm(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, FLAW: tl.constexpr,
+):  # fmt: skip
+    """The kernel with one mistake: what the known wrong answers below share."""
+    tile, m = tl.program_id(0), tl.arange(0, BLOCK_M)
+    j, k = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_K)
+    expert = tl.load(expert_of + tile)
+    if expert == E:
+        return
+    row = tl.load(first_of + tile) + m
+    if FLAW == "tile_times_block":
+        row = tile * BLOCK_M + m
+    end = tl.load(ends + expert)
+    if FLAW == "crosses":
+        end = tl.load(ends + E - 1)
+    ours, wide = (row < end)[:, None], (j < J)[None, :]
+    if FLAW == "no_column_mask":
+        wide = (j >= 0)[None, :]
+    load_rows, store_rows = ours, ours
+    if FLAW == "no_row_mask" or FLAW == "rows_loaded_unmasked":
+        load_rows = (m >= 0)[:, None]
+    if FLAW == "no_row_mask" or FLAW == "rows_stored_unmasked":
+        store_rows = (m >= 0)[:, None]
+    matrix = expert
+    if FLAW == "next_expert":
+        matrix = expert + 1
+    if FLAW == "expert_before":
+        matrix = expert - 1
+    if FLAW == "first_expert":
+        matrix = expert * 0
+    if FLAW == "matrix_of_the_tile":
+        matrix = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((BLOCK_M, BLOCK_J), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        at = start + k
+        if FLAW == "stays_at_the_first_block":
+            at = k
+        x_depth, w_depth = at < K, at < K
+        if FLAW == "no_k_mask":
+            x_depth, w_depth = at >= 0, at >= 0
+        if FLAW == "w_depth_unmasked":
+            w_depth = at >= 0
+        x_at = x + row[:, None] * K + at[None, :]
+        w_at = weights + matrix * J * K + j[None, :] * K + at[:, None]
+        if FLAW == "not_transposed":
+            w_at = weights + matrix * J * K + at[:, None] * J + j[None, :]
+        if FLAW == "no_other":
+            rows = tl.load(x_at, mask=load_rows & x_depth[None, :])
+            w = tl.load(w_at, mask=wide & w_depth[:, None])
+        else:
+            rows = tl.load(x_at, mask=load_rows & x_depth[None, :], other=0.0)
+            w = tl.load(w_at, mask=wide & w_depth[:, None], other=0.0)
+        product = tl.dot(rows, w)
+        if FLAW == "half_sums":
+            total = (total + product).to(tl.float16).to(tl.float32)
+        elif FLAW == "last_block_alone":
+            total = product
+        else:
+            total += product
+    y_at = y + row[:, None] * J + j[None, :]
+    if FLAW == "stored_by_k":
+        y_at = y + row[:, None] * K + j[None, :]
+    tl.store(y_at, total, mask=store_rows & wide)
+
+
+@GROUPED_GEMM.wrong(
+    "The tile crosses its expert's end: its mask is about the end of ALL rows, so the first rows of the next expert get this "
+    "one's matrix. Whichever program comes last wins. The rows end at ends[expert]."
+)
+@triton.jit
+def crosses(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "crosses")
+
+
+@GROUPED_GEMM.wrong(
+    "The rows have no mask: the last tile of an expert reads and writes on behind its end, into the next expert's rows or out "
+    "of the tensor. Mask both with row < ends[expert]."
+)
+@triton.jit
+def no_row_mask(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_row_mask")
+
+
+@GROUPED_GEMM.wrong(
+    "The store has its row mask, the load of x has none: it reads rows of the next expert for nothing, and at the end of x "
+    "memory that is not its own. Mask the load with row < ends[expert], too."
+)
+@triton.jit
+def rows_loaded_unmasked(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "rows_loaded_unmasked")
+
+
+@GROUPED_GEMM.wrong(
+    "The load of x has its row mask, the store has none: it writes zeros over the first rows of the next expert. Mask the "
+    "store with row < ends[expert], too."
+)
+@triton.jit
+def rows_stored_unmasked(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "rows_stored_unmasked")
+
+
+@GROUPED_GEMM.wrong("You multiply by the matrix of the NEXT expert: expert e's begins at weights + e * J * K.")
+@triton.jit
+def next_expert(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "next_expert")
+
+
+@GROUPED_GEMM.wrong("You multiply by the matrix of the expert BEFORE: expert e's begins at weights + e * J * K.")
+@triton.jit
+def expert_before(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "expert_before")
+
+
+@GROUPED_GEMM.wrong("Every tile is multiplied by the matrix of expert 0: add expert * J * K to the pointer.")
+@triton.jit
+def first_expert(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_expert")
+
+
+@GROUPED_GEMM.wrong(
+    "You take the TILE's number for its expert's: an expert may have many tiles, or none. The table says whose it is: "
+    "expert_of + tile."
+)
+@triton.jit
+def matrix_of_the_tile(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "matrix_of_the_tile")
+
+
+@GROUPED_GEMM.wrong(
+    "The rows are tile * BLOCK_M + m, as if tiles lay side by side: where an expert's last tile is not full, the next begins "
+    "earlier. The table has it: first_of + tile."
+)
+@triton.jit
+def tile_times_block(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "tile_times_block")
+
+
+@GROUPED_GEMM.wrong(
+    "The last block along K is not masked: behind K the next row begins, and its numbers get into the sum. Mask both loads "
+    "with at < K, other=0.0."
+)
+@triton.jit
+def no_k_mask(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_k_mask")
+
+
+@GROUPED_GEMM.wrong(
+    "x has its mask along K, the matrix has none: zeros save the sum, but the last matrix is read beyond its end. Mask both "
+    "loads with at < K."
+)
+@triton.jit
+def w_depth_unmasked(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "w_depth_unmasked")
+
+
+@GROUPED_GEMM.wrong(
+    "The columns have no mask: where BLOCK_J does not divide J, the last columns of a row are written into the next row. Mask "
+    "with j < J, in the load of the matrix and in the store."
+)
+@triton.jit
+def no_column_mask(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_column_mask")
+
+
+@GROUPED_GEMM.wrong(
+    "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and gets into "
+    "the sums. Give other=0.0."
+)
+@triton.jit
+def no_other(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_other")
+
+
+@GROUPED_GEMM.wrong(
+    "The matrix is not transposed: weights[e] is [J,K], row j has the K numbers for column j of the result. So number (k, j) "
+    "of the block lies at j * K + k."
+)
+@triton.jit
+def not_transposed(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "not_transposed")
+
+
+@GROUPED_GEMM.wrong(
+    "The sums are kept in float16: they round at every step, and beyond 65,504 they are infinite. tl.zeros(..., tl.float32), "
+    "and let the store round once."
+)
+@triton.jit
+def half_sums(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "half_sums")
+
+
+@GROUPED_GEMM.wrong("Every round loads the first block along K: the columns of x are start + k.")
+@triton.jit
+def stays_at_the_first_block(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(
+        x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "stays_at_the_first_block"
+    )
+
+
+@GROUPED_GEMM.wrong("Only the last block along K is left: ADD each product to the sums, total += tl.dot(...).")
+@triton.jit
+def last_block_alone(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "last_block_alone")
+
+
+@GROUPED_GEMM.wrong("The result's rows have J numbers, and you store at row * K: it is y + row * J + j.")
+@triton.jit
+def stored_by_k(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "stored_by_k")
+
+
+# 09.4 ----------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def grouped_gemm_dw_kernel(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """One tile of dw [E,J,K]: BLOCK_J by BLOCK_K numbers of one expert, summed over its rows."""
+    expert, m = tl.program_id(0), tl.arange(0, BLOCK_M)
+    j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
+    k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert)
+    total = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
+    for start in range(begin, end, BLOCK_M):
+        row = (start + m)[:, None]
+        left = tl.load(dy + row * J + j[None, :], mask=(row < end) & (j < J)[None, :], other=0.0)
+        right = tl.load(x + row * K + k[None, :], mask=(row < end) & (k < K)[None, :], other=0.0)
+        total += tl.dot(tl.trans(left), right)
+    at = dw + expert * J * K + j[:, None] * K + k[None, :]
+    tl.store(at, total, mask=(j < J)[:, None] & (k < K)[None, :])
+
+
+def launch_grouped_gemm_dw(kernel, x, dy, ends, block_m=16, block_j=16, block_k=16, **options):
+    """dw [E,J,K] of one launch, in the dtype of x; `options` go to the compiler: num_warps, num_stages."""
+    (E,), J, K = ends.shape, dy.shape[1], x.shape[1]
+    dw = apart(torch.empty(E, J, K, dtype=x.dtype, device=x.device))
+    kernel[(E, triton.cdiv(J, block_j), triton.cdiv(K, block_k))](
+        apart(x), apart(dy), dw, ends, K, J, BLOCK_M=block_m, BLOCK_J=block_j, BLOCK_K=block_k, **options
+    )
+    return dw
+
+
+def grouped_gemm_dw_bytes(x, dy, ends):
+    """x once for each 16 columns of dy, dy once for each 16 of x, dw once."""
+    (E,), J, K = ends.shape, dy.shape[1], x.shape[1]
+    high, wide = -(-J // 16), -(-K // 16)
+    return high * x.nbytes + wide * dy.nbytes + E * J * K * x.element_size() + 4 * high * wide * (2 * E - 1)
+
+
+GROUPED_GEMM_DW = Exercise(
+    "09.4",
+    reference.grouped_gemm_dw,
+    kernel=grouped_gemm_dw_kernel,
+    launch=launch_grouped_gemm_dw,
+    traffic=grouped_gemm_dw_bytes,
+    minutes=14,
+    dtypes=(torch.float16,),
+    sizes=[
+        {"counts": (16, 32), "K": 32, "J": 16, "range": ""},
+        {"counts": (5, 0, 37), "K": 21, "J": 19, "range": ""},
+        {"counts": (0, 18, 3), "K": 16, "J": 18, "range": ""},
+        {"counts": (9, 50), "K": 15, "J": 16, "range": "large sums"},
+    ],
+    hints=[
+        "Now the rows are what is summed over. A program has one expert and one tile of its matrix; it walks over the expert's "
+        "rows, from where the one before ends to where it ends, BLOCK_M at a time. The last block is not full; there may be none.",
+        "for start in range(begin, end, BLOCK_M): row = start + m; left = dy[row, j], right = x[row, k], both masked by row < end "
+        "and by their columns, with other=0.0; total += tl.dot(tl.trans(left), right). Store outside of the loop, so that an expert "
+        "without rows gets zeros.",
+    ],
+)
+
+
+@GROUPED_GEMM_DW.inputs
+def _(r, counts, K, J, range):
+    x, dy = r.normal(sum(counts), K), r.normal(sum(counts), J)
+    if range:  # sums of 16 rows reach 102,400 and are taken back by later ones: beyond float16 in between
+        x[-50:], dy[-50:-34], dy[-34:-18] = 80, 80, -80
+    return x, dy, offsets(counts)
+
+
+@triton.jit
+def flawed_dw(
+    x, dy, dw, ends, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, FLAW: tl.constexpr,
+):  # fmt: skip
+    """The kernel with one mistake: what the known wrong answers below share."""
+    expert, m = tl.program_id(0), tl.arange(0, BLOCK_M)
+    j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
+    k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert)
+    if FLAW == "begin_before_the_first":
+        begin = tl.load(ends + expert - 1)
+    if FLAW == "from_row_0":
+        begin = begin * 0
+    if FLAW == "all_rows":
+        begin, end = begin * 0, tl.load(ends + tl.num_programs(0) - 1)
+    if FLAW == "next_experts_rows":
+        begin, end = end, tl.load(ends + expert + 1, mask=expert + 1 < tl.num_programs(0), other=0)
+    last, mask_end = end, end
+    if FLAW == "tail_dropped":
+        last = begin + (end - begin) // BLOCK_M * BLOCK_M
+    if FLAW == "first_block_alone":
+        last = tl.minimum(end, begin + BLOCK_M)
+    if FLAW == "whole_tiles":
+        begin = (begin + BLOCK_M - 1) // BLOCK_M * BLOCK_M
+    if FLAW == "tiles_of_all_rows":
+        begin = begin // BLOCK_M * BLOCK_M
+    if FLAW == "mask_of_all_rows":
+        mask_end = tl.load(ends + tl.num_programs(0) - 1)
+    j_there, k_there = (j < J)[None, :], (k < K)[None, :]
+    if FLAW == "no_column_mask":
+        j_there, k_there = (j >= 0)[None, :], (k >= 0)[None, :]
+    total = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
+    for start in range(begin, last, BLOCK_M):
+        row = (start + m)[:, None]
+        left_there, right_there = row < mask_end, row < mask_end
+        if FLAW == "no_row_mask":
+            left_there, right_there = row >= 0, row >= 0
+        if FLAW == "x_unmasked":
+            right_there = row >= 0
+        if FLAW == "no_other":
+            left = tl.load(dy + row * J + j[None, :], mask=left_there & j_there)
+            right = tl.load(x + row * K + k[None, :], mask=right_there & k_there)
+        else:
+            left = tl.load(dy + row * J + j[None, :], mask=left_there & j_there, other=0.0)
+            right = tl.load(x + row * K + k[None, :], mask=right_there & k_there, other=0.0)
+        product = tl.dot(tl.trans(left), right)
+        if FLAW == "half_sums":
+            total = (total + product).to(tl.float16).to(tl.float32)
+        elif FLAW == "last_block_alone":
+            total = product
+        else:
+            total += product
+    if FLAW == "mean":
+        total /= tl.maximum(end - begin, 1)
+    at = dw + expert * J * K + j[:, None] * K + k[None, :]
+    if FLAW == "transposed":
+        at = dw + expert * J * K + k[None, :] * J + j[:, None]
+    if FLAW == "first_expert":
+        at = dw + j[:, None] * K + k[None, :]
+    there = (j < J)[:, None] & (k < K)[None, :]
+    if FLAW == "no_column_mask":
+        there = (j >= 0)[:, None] & (k >= 0)[None, :]
+    if FLAW == "empty_not_written":
+        there = there & (end > begin)
+    tl.store(at, total, mask=there)
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The last rows of an expert are forgotten, those that do not fill a block of BLOCK_M: go on to `end`, and mask the last "
+    "block with row < end."
+)
+@triton.jit
+def tail_dropped(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "tail_dropped")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "You begin at the next multiple of BLOCK_M: rows of the expert that lie before it, in a block that it shares with another "
+    "expert, are forgotten. Begin at `begin`."
+)
+@triton.jit
+def whole_tiles(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "whole_tiles")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "You begin at the multiple of BLOCK_M before the expert's first row: the rows up to it are another expert's. Begin at "
+    "`begin`."
+)
+@triton.jit
+def tiles_of_all_rows(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "tiles_of_all_rows")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "An expert without rows is not written: its gradient is what the memory held (NaN here), and the optimizer takes it. Its "
+    "gradient is ZERO: store outside of any condition."
+)
+@triton.jit
+def empty_not_written(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "empty_not_written")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "Every expert gets the sum over ALL rows: only its own, from ends[expert - 1] to ends[expert] - 1, belong to it."
+)
+@triton.jit
+def all_rows(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "all_rows")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "Every expert's rows begin at row 0, so that it gets those of all before it: begin where the expert before ends."
+)
+@triton.jit
+def from_row_0(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "from_row_0")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "Each expert gets the rows of the next one: ends[e] is where e ENDS, and it begins at ends[e - 1]."
+)
+@triton.jit
+def next_experts_rows(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "next_experts_rows")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "Expert 0 reads ends[-1], which lies before the tensor: it begins at row 0. Mask that load with expert > 0, other=0."
+)
+@triton.jit
+def begin_before_the_first(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "begin_before_the_first")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The result is transposed: dw[e] is [J,K] as the weights are, dY^T X. Number (j, k) goes to j * K + k."
+)
+@triton.jit
+def transposed(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "transposed")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and gets into "
+    "the sums. Give other=0.0."
+)
+@triton.jit
+def dw_no_other(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_other")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The last block of an expert has no row mask: it adds the first rows of the next expert, or what lies behind the tensor. "
+    "Mask both loads with row < end, other=0.0."
+)
+@triton.jit
+def dw_no_row_mask(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_row_mask")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The last block's mask is about the end of ALL rows, so that it adds the first rows of the next expert: mask with row < "
+    "end, this expert's."
+)
+@triton.jit
+def mask_of_all_rows(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "mask_of_all_rows")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "dy has its row mask, x has none: zeros of dy save the sum, but x is read for nothing, and beyond its end. Mask both loads "
+    "with row < end."
+)
+@triton.jit
+def x_unmasked(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "x_unmasked")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The columns have no mask: where BLOCK_J or BLOCK_K does not divide, the last ones are written into the next row of dw. "
+    "Mask with j < J and k < K, in the loads and in the store."
+)
+@triton.jit
+def dw_no_column_mask(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_column_mask")
+
+
+@GROUPED_GEMM_DW.wrong("Only the first BLOCK_M rows of an expert are summed: walk over all, from begin to end.")
+@triton.jit
+def dw_first_block_alone(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_block_alone")
+
+
+@GROUPED_GEMM_DW.wrong("Only the last block of rows is left: ADD each product to the sums, total += tl.dot(...).")
+@triton.jit
+def dw_last_block_alone(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "last_block_alone")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The sums are kept in float16: they round at every step, and beyond 65,504 they are infinite. tl.zeros(..., tl.float32), "
+    "and let the store round once."
+)
+@triton.jit
+def dw_half_sums(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "half_sums")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "The sum is divided by the number of rows: the mean over a batch is in dy already, and dW is the plain sum."
+)
+@triton.jit
+def mean(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "mean")
+
+
+@GROUPED_GEMM_DW.wrong("All experts write into the matrix of expert 0: add expert * J * K to the pointer of dw.")
+@triton.jit
+def dw_first_expert(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_expert")
+
+
+# 09.5 ----------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def grouped_swiglu_kernel(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of act [n,F]: silu(gate) * up of BLOCK_M rows of one expert; weights [E,2F,K], the gate half first."""
+    tile, m = tl.program_id(0), tl.arange(0, BLOCK_M)
+    f, k = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_K)
+    expert = tl.load(expert_of + tile)
+    if expert == E:
+        return
+    row = (tl.load(first_of + tile) + m)[:, None]
+    ours, wide = row < tl.load(ends + expert), (f < F)[None, :]
+    weights += expert * 2 * F * K + f[None, :] * K
+    gate = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
+    up = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        at = start + k
+        rows = tl.load(x + row * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)
+        there = wide & (at < K)[:, None]
+        gate += tl.dot(rows, tl.load(weights + at[:, None], mask=there, other=0.0))
+        up += tl.dot(rows, tl.load(weights + F * K + at[:, None], mask=there, other=0.0))
+    tl.store(act + row * F + f[None, :], gate * tl.sigmoid(gate) * up, mask=ours & wide)
+
+
+def grouped_swiglu(x, weights, ends):
+    """silu(gate) * up [n,F] of each expert's rows; x [n,K], weights [E,2F,K] with the gate half first, ends [E]."""
+    gate, up = reference.grouped_gemm(x, weights, ends).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def launch_grouped_swiglu(kernel, x, weights, ends, block_m=16, block_f=16, block_k=16, **options):
+    """act [n,F] of one launch; `options` go to the compiler: num_warps, num_stages."""
+    (n, K), (E, two_f, _) = x.shape, weights.shape
+    width = two_f // 2
+    expert, first = tile_table(ends, n, block_m)
+    act = apart(torch.empty(n, width, dtype=x.dtype, device=x.device))
+    kernel[(len(expert), triton.cdiv(width, block_f))](  # the last tile first: on a GPU they come in any order
+        apart(x), apart(weights), act, ends, expert.flip(0), first.flip(0), E, K, width,
+        BLOCK_M=block_m, BLOCK_F=block_f, BLOCK_K=block_k, **options,
+    )  # fmt: skip
+    return act
+
+
+def grouped_swiglu_bytes(x, weights, ends):
+    """x once for each 16 columns of act, both matrices of an expert once for each of its tiles, act once."""
+    width = weights.shape[1] // 2
+    columns, tiles = -(-width // 16), int(tiles_of(ends, 16).sum())
+    result = x.shape[0] * width * x.element_size()
+    return columns * x.nbytes + tiles * weights[0].nbytes + result + table_bytes(ends, len(x), columns)
+
+
+GROUPED_SWIGLU = Exercise(
+    "09.5",
+    grouped_swiglu,
+    kernel=grouped_swiglu_kernel,
+    launch=launch_grouped_swiglu,
+    traffic=grouped_swiglu_bytes,
+    minutes=12,
+    dtypes=(torch.float16,),
+    sizes=[
+        {"counts": (16, 32), "K": 32, "F": 16},
+        {"counts": (5, 0, 21, 17), "K": 21, "F": 19},
+        {"counts": (0, 18, 3), "K": 16, "F": 14},
+    ],
+    hints=[
+        "It is exercise 3 with two blocks of sums and two blocks of weights a round. Both products take the SAME block of x: load "
+        "it once. SwiGLU comes once, after the loop.",
+        "Row f of the gate half lies at expert * 2 * F * K + f * K, the same row of the up half F * K further. After the loop: "
+        "gate * tl.sigmoid(gate) * up is stored at row * F + f.",
+    ],
+)
+
+
+@GROUPED_SWIGLU.inputs
+def _(r, counts, K, F):
+    return r.normal(sum(counts), K), K**-0.5 * r.normal(len(counts), 2 * F, K), offsets(counts)
+
+
+@triton.jit
+def flawed_swiglu(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, FLAW: tl.constexpr,
+):  # fmt: skip
+    """The kernel with one mistake: what the known wrong answers below share."""
+    tile, m = tl.program_id(0), tl.arange(0, BLOCK_M)
+    f, k = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_K)
+    expert = tl.load(expert_of + tile)
+    if expert == E:
+        return
+    row = (tl.load(first_of + tile) + m)[:, None]
+    ours, wide = row < tl.load(ends + expert), (f < F)[None, :]
+    if FLAW == "crosses":
+        ours = row < tl.load(ends + E - 1)
+    gates = weights + expert * 2 * F * K + f[None, :] * K
+    ups = gates + F * K
+    if FLAW == "interleaved":
+        gates = weights + expert * 2 * F * K + 2 * f[None, :] * K
+        ups = gates + K
+    if FLAW == "swapped":
+        ups, gates = gates, ups
+    if FLAW == "half_matrices":
+        gates = weights + expert * F * K + f[None, :] * K
+        ups = gates + F * K
+    if FLAW == "up_is_gate":
+        ups = gates
+    gate, up = tl.zeros((BLOCK_M, BLOCK_F), tl.float32), tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        at = start + k
+        rows = tl.load(x + row * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)
+        there = wide & (at < K)[:, None]
+        more_gate = tl.dot(rows, tl.load(gates + at[:, None], mask=there, other=0.0))
+        if FLAW == "x_twice":
+            rows = tl.load(x + row * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)
+        more_up = tl.dot(rows, tl.load(ups + at[:, None], mask=there, other=0.0))
+        gate, up = gate + more_gate, up + more_up
+        total += more_gate * tl.sigmoid(more_gate) * more_up
+    result = gate * tl.sigmoid(gate) * up
+    if FLAW == "in_the_loop":
+        result = total
+    if FLAW == "sigmoid_alone":
+        result = tl.sigmoid(gate) * up
+    if FLAW == "silu_of_both":
+        result = gate * tl.sigmoid(gate) * up * tl.sigmoid(up)
+    if FLAW == "no_silu":
+        result = gate * up
+    if FLAW == "added":
+        result = gate * tl.sigmoid(gate) + up
+    at_act = act + row * F + f[None, :]
+    if FLAW == "stored_by_2f":
+        at_act = act + row * 2 * F + f[None, :]
+    tl.store(at_act, result, mask=ours & wide)
+
+
+@GROUPED_SWIGLU.wrong(
+    "Gate and up are swapped: the first F rows of an expert's weights are the gate's, and silu is of the gate."
+)
+@triton.jit
+def swapped(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "swapped")
+
+
+@GROUPED_SWIGLU.wrong(
+    "You take gate and up from rows side by side, 2f and 2f + 1: the gate half comes first as a whole, row f, and the up half "
+    "F rows later."
+)
+@triton.jit
+def interleaved(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "interleaved")
+
+
+@GROUPED_SWIGLU.wrong(
+    "An expert's weights have 2 F rows, gate and up: its matrix begins at expert * 2 * F * K, not at expert * F * K."
+)
+@triton.jit
+def half_matrices(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "half_matrices")
+
+
+@GROUPED_SWIGLU.wrong("Both products take the gate half: the up half lies F rows, F * K numbers, further.")
+@triton.jit
+def up_is_gate(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "up_is_gate")
+
+
+@GROUPED_SWIGLU.wrong(
+    "SwiGLU is applied in every round, to products of a part of K: it is not linear, so it waits until the sums are complete, "
+    "after the loop."
+)
+@triton.jit
+def in_the_loop(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "in_the_loop")
+
+
+@GROUPED_SWIGLU.wrong("silu(gate) is gate * sigmoid(gate): you take the sigmoid alone.")
+@triton.jit
+def sigmoid_alone(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "sigmoid_alone")
+
+
+@GROUPED_SWIGLU.wrong("silu is applied to gate and to up: up stays as it is.")
+@triton.jit
+def silu_of_both(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "silu_of_both")
+
+
+@GROUPED_SWIGLU.wrong("gate and up are multiplied without silu: it is gate * sigmoid(gate) * up.")
+@triton.jit
+def no_silu(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "no_silu")
+
+
+@GROUPED_SWIGLU.wrong("up is added to silu(gate): it is MULTIPLIED by it.")
+@triton.jit
+def added(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "added")
+
+
+@GROUPED_SWIGLU.wrong("A row of act has F numbers, not 2 F: store at row * F + f.")
+@triton.jit
+def stored_by_2f(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "stored_by_2f")
+
+
+@GROUPED_SWIGLU.wrong(
+    "The result is right, but x is loaded twice, once for the gate and once for up: it is the same block, so keep it in a "
+    "variable."
+)
+@triton.jit
+def x_twice(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "x_twice")
+
+
+@GROUPED_SWIGLU.wrong(
+    "The tile crosses its expert's end: mask the rows with row < ends[expert], or the next expert's first rows get this one's "
+    "matrices."
+)
+@triton.jit
+def swiglu_crosses(
+    x, weights, act, ends, expert_of, first_of, E, K, F,
+    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "crosses")
