@@ -6,7 +6,7 @@ import torch
 
 from minids.lab import compare, launching
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, observe, options, same_leaf
+from minids.lab.observe import expected, observe, options, same_values
 
 
 def diagnosis(exercise, seen):
@@ -102,6 +102,8 @@ def a_factor(exercise, seen):
     """One factor between what came and what was expected, the same everywhere or one for each case."""
     pairs, factors = flat_pairs(seen), []
     for (got, want), observation in zip(pairs, seen, strict=bool(pairs)):
+        numbers = ~(got.isnan() & want.isnan())  # NaN where it must be tells nothing
+        got, want = got[numbers], want[numbers]
         if got.any() or want.any():  # where both are zero any factor does
             allowed = 10 * exercise.tolerance * compare.TOLERANCE[observation.case.dtype]
             factors.append(factor_between(got, want, allowed))
@@ -119,6 +121,8 @@ def a_factor(exercise, seen):
 
 def factor_between(got, want, allowed):
     """The one number by which all of `want` was multiplied, None where there is none."""
+    finite = got.isfinite() | (got != want)  # where both are the same infinity any factor does
+    got, want = got[finite], want[finite]
     factor = ((got * want).sum() / (want * want).sum()).item()
     if not factor or not math.isfinite(factor):
         return None
@@ -200,5 +204,6 @@ def tensors(value):
 
 
 def is_same_value(value, argument):
-    tensors_both = isinstance(value, torch.Tensor) and isinstance(argument, torch.Tensor)
-    return same_leaf(value, argument) if tensors_both else type(value) is type(argument) and value == argument
+    if type(value) is not type(argument):
+        return False
+    return same_values(value, argument) if leaves(argument) else value == argument

@@ -217,24 +217,16 @@ def half_up(x):
 
 
 @ROUND_TO_E4M3.wrong(
-    "That is torch's cast: beyond 464 it gives NaN. Here large numbers saturate: clamp to ±448 (before or after)."
+    "From 464 on you give NaN, as torch's cast did before version 2.12. Here finite numbers saturate: clamp to ±448."
 )
-def torch_cast(x):
-    return x.to(torch.float8_e4m3fn).to(x.dtype)
-
-
-@ROUND_TO_E4M3.wrong(
-    "You clamp and cast, which makes the infinities 448: an infinity shows that something went wrong, and must not become "
-    "a number. Give NaN for it."
-)
-def clamp_then_cast(x):
-    return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
+def nan_from_464(x):
+    value = rounded(x)
+    return torch.where(x.abs() <= 464, value.clamp(-448, 448), NAN)
 
 
 @ROUND_TO_E4M3.wrong("Beyond 448 you give NaN: finite numbers saturate here, at 448 and -448.")
 def saturates_to_nan(x):
-    value = rounded(x)
-    return torch.where(value.abs() <= 448, value, NAN)
+    return torch.where(x.abs() <= 448, rounded(x), NAN)
 
 
 @ROUND_TO_E4M3.wrong("Nothing ends at 448: 480, 512 and so on are no numbers of E4M3. Clamp to ±448.")
@@ -290,7 +282,10 @@ def four_bits(x):
     return ended(x, rounded(x, bits=4))
 
 
-@ROUND_TO_E4M3.wrong("Infinity becomes 448 with you: it must give NaN, so that it stays seen.")
+@ROUND_TO_E4M3.wrong(
+    "Infinity becomes 448 with you (clamp does that, and torch's cast since version 2.12): it must give NaN, or nobody sees "
+    "that something broke."
+)
 def infinity_is_448(x):
     return rounded(x.clamp(-1e38, 1e38)).clamp(-448, 448)
 
@@ -412,16 +407,28 @@ QUANTIZE_TILES = Exercise(
 )
 
 
+def numbers(r, *shape):
+    """Normal numbers [...,n,m] of bfloat16 with the largest magnitude of each [n,m] in its corner.
+
+    Times 448 / amax none of them lies exactly between two numbers of E4M3: the mantissas of the largest, 153/32 to
+    207/32, are no multiples of 7 as 448 is, and their triples need a bit more than bfloat16 has. So x / scale, x * (1 /
+    scale) and x * (448 / amax) give the same codes, and whoever computes in another of these ways is right.
+    """
+    x = r.normal(*shape).clamp(-4.5, 4.5)
+    largest = torch.tensor([153, 163, 177, 207, -153, -163, -177, -207], dtype=torch.float64) / 32
+    x[..., 0, 0] = largest[r.integers(0, 8, *shape[:-2])]
+    return (x * 2.0 ** r.integers(-3, 4, *shape[:-2], 1, 1)).bfloat16().double()
+
+
 @QUANTIZE_TILES.inputs
 def _(r, B, T, K, scales, holds=""):
-    size = 10 ** r.uniform(-1, 1, B, T, -(-K // 128)).repeat_interleave(128, -1)[..., :K]
-    x = r.normal(B, T, K) * size
+    x = numbers(r, B, T, -(-K // 128), 1, 128).flatten(-3)[..., :K].clone()
     if holds == "a tile of zeros":
         x[0, 2, :128] = 0
     if holds == "a NaN":
         x[1, 0, 5] = NAN
     if holds == "tiny numbers":
-        x = x * 1e-6  # as gradients are
+        x = x * 2.0**-20  # as gradients are
     return x, scales == "powers of 2"
 
 
@@ -650,9 +657,8 @@ QUANTIZE_BLOCKS = Exercise(
 
 @QUANTIZE_BLOCKS.inputs
 def _(r, N, K, scales):
-    size = 10 ** r.uniform(-1, 1, -(-N // 128), -(-K // 128))
-    size = size.repeat_interleave(128, 0).repeat_interleave(128, 1)[:N, :K]
-    return r.normal(N, K) * size, scales == "powers of 2"
+    blocks = numbers(r, -(-N // 128), -(-K // 128), 128, 128)
+    return blocks.transpose(1, 2).flatten(2).flatten(0, 1)[:N, :K].clone(), scales == "powers of 2"
 
 
 def as_blocks(w):
