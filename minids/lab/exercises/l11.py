@@ -587,6 +587,40 @@ def blockscaled_kernel(
     tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
 
 
+@triton.jit
+def plain_kernel(x, w, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
+    """The kernel without scales, for comparison: all of K is one sum of the tensor cores."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    k, tiles = tl.arange(0, TILE), tl.cdiv(K, TILE)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for t in range(0, tiles):
+        at = t * TILE + k
+        a = tl.load(x + m * K + at[None, :], mask=(m < M) & (at < K)[None, :], other=0.0)
+        b = tl.load(w + n * K + at[:, None], mask=(n < N) & (at < K)[:, None], other=0.0)
+        acc = tl.dot(a, b, acc)
+    tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
+
+
+@triton.jit
+def one_scale_kernel(
+    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
+):
+    """The kernel where BLOCK_N divides TILE: one scale of w is that of all its columns."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    k, tiles = tl.arange(0, TILE), tl.cdiv(K, TILE)
+    block = tl.program_id(1) * BLOCK_N // TILE
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for t in range(0, tiles):
+        at = t * TILE + k
+        a = tl.load(x + m * K + at[None, :], mask=(m < M) & (at < K)[None, :], other=0.0)
+        b = tl.load(w + n * K + at[:, None], mask=(n < N) & (at < K)[:, None], other=0.0)
+        sx = tl.load(x_scale + m * tiles + t, mask=m < M, other=0.0)
+        acc += tl.dot(a, b) * (sx * tl.load(w_scale + block * tiles + t))
+    tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
+
+
 def with_room(tensor):
     """`tensor` with NaN behind it: what a mistake reaches there is no other tensor's, wherever memory places it."""
     numbers = tensor.numel()
