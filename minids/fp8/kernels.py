@@ -106,7 +106,7 @@ def matmul_kernel(
 
 
 def config(rows, arch, blocks=True):
-    """How `matmul_kernel` is compiled for `rows` = M on `arch` (90 is Hopper): rows of a tile, warps, stages.
+    """How `matmul_kernel` is compiled for `rows` (of x, or of one expert) on `arch` (90: Hopper): tile, warps, stages.
 
     128 rows read less again from the cache; 64 leave room for several programs on a processor, and with scales of tiles
     on both sides for what they keep in registers. Which is faster where is not measured yet. tests/test_compiled.py
@@ -121,7 +121,7 @@ def launch(x, x_scale, w, w_scale, y, experts="none", ends=None):
     (M, K), N, E, blocks = x.shape, w.shape[-2], 1 if ends is None else len(ends), w_scale.shape[-2] != w.shape[-2]
     # Loads of 16 bytes need rows that begin at a multiple of 16. Others are copied, with zeros at their end.
     x, w = (F.pad(t.view(torch.uint8), (0, -K % TILE)).view(E4M3) if K % 16 else t.contiguous() for t in (x, w))
-    sizes = config(M, triton_env.gpu(x.device)[0], blocks)
+    sizes = config(M // E if experts == "rows" else M, triton_env.gpu(x.device)[0], blocks)
     slots = M // sizes["BLOCK_M"] + E if experts == "rows" else triton.cdiv(M, sizes["BLOCK_M"])
     if y.numel():
         matmul_kernel[(slots * triton.cdiv(N, TILE), E if experts == "sum" else 1)](
