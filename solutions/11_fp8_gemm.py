@@ -15,9 +15,13 @@
 # %%
 import functools
 import math
+import os
 import re
 
 import torch
+
+if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+    os.environ["TRITON_INTERPRET"] = "1"  # a GPU without FP8: kernels are interpreted
 
 import minids
 from minids import accounting, triton_env
@@ -27,6 +31,8 @@ from minids.lab.exercises import l11
 from minids.lab.tiles import count, missing, tl, triton
 from minids.numerics import relative_error
 
+if not missing():
+    from minids.fp8 import kernels
 print(missing() or f"Triton's kernels run here: {triton_env.mode()}")
 _ = torch.set_grad_enabled(False)  # nothing is trained in this lesson
 TILE, FP8, BF16 = reference.TILE, torch.float8_e4m3fn, torch.bfloat16
@@ -392,7 +398,7 @@ plots.show(fig, "A program walks along tiles of x and of w transposed; acc is it
 #
 # Rows beyond `M`, columns beyond `N` and lanes beyond `K` need masks (`&` joins two), and in loads `other=0.0`. `//` divides and rounds down. Do not convert `a` and `b`: FP8 is what the tensor core multiplies. Scales as `[BLOCK_M, 1]` and `[1, BLOCK_N]` stretch over a block by themselves.
 #
-# The check counts bytes too. On a GPU it allows an error of 1e-3, for there the sums are as short as in exercise 2.
+# The check counts bytes too. It allows an error of 1e-3, for on a GPU the sums are as short as in exercise 2.
 
 
 # %%
@@ -422,7 +428,7 @@ my_kernel = check(blockscaled_kernel)
 # %% [markdown]
 # ## All of it together
 #
-# Float32 matrices, quantised as in lesson 10, multiplied by your function and by your kernel. What should you see? Both agree to rounding (on a GPU to about 14 bits); against the product of the *unrounded* matrices they are some percent off, as the rounding of the factors says. The traffic meter counts what the kernel moves, beside the same product from bfloat16.
+# Float32 matrices, quantised as in lesson 10, multiplied by your function, by your kernel and by the one that minids ships. What should you see? All agree to rounding (on a GPU to about 14 bits); against the product of the *unrounded* matrices they are some percent off, as the rounding of the factors says. The traffic meter counts what the kernel moves, beside the same product from bfloat16.
 
 
 # %%
@@ -441,13 +447,14 @@ x, w = torch.randn(100, 1000), torch.randn(300, 1000)
 quantised = *reference.quantize_tiles(x), *reference.quantize_blocks(w)
 in_torch, exact = my_matmul_blockscaled(*quantised), x.double() @ w.double().T
 print(f"exercise 3 against the unrounded product: {relative_error(in_torch, exact):.1%}")
-by_kernel, m = count(my_launch, *quantised)
-if by_kernel is not None:
-    print(f"the kernel against exercise 3: {relative_error(by_kernel.cpu(), in_torch):.0e}")
-if m:
-    wide = 2 * sum(one.nbytes for one in (quantised[0], quantised[2]))
-    print(f"bytes loaded {m.loaded:,}, of them {m.distinct_loaded:,} for the first time", end="; ")
-    print(f"x and w in bfloat16 have {wide:,}")
+for name in ("yours", "minids") if not missing() else ():
+    launch = my_launch if name == "yours" else kernels.matmul_blockscaled
+    made, m = count(launch, *quantised, *(() if name == "yours" else (torch.float32,)))
+    print(f"{name}, against exercise 3: {relative_error(made.cpu(), in_torch):.0e}")
+    if m:
+        print(f"    bytes loaded {m.loaded:,}, of them {m.distinct_loaded:,} for the first time")
+wide = 2 * sum(one.nbytes for one in (quantised[0], quantised[2]))
+print(f"x and w in bfloat16 have {wide:,} bytes")
 
 # %% [markdown]
 # ## What the compiler makes of it
@@ -581,6 +588,7 @@ if triton_env.mode() == "gpu" and torch.cuda.get_device_capability() >= (8, 9):
         runs = {
             "bf16": functools.partial(torch.mm, narrow, other.T),
             "yours": functools.partial(my_launch, *given),
+            "minids": functools.partial(kernels.matmul_blockscaled, *given),
         }
         for name, seconds in machine.race(runs, 20).items():
             print(f"{M}×{N}×{K} {name}: {2 * M * N * K / seconds / 1e12:.0f} TFLOP/s")

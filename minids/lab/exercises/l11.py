@@ -840,8 +840,8 @@ def n_not_masked(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOC
 
 
 @BLOCKSCALED_KERNEL.wrong(
-    "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and "
-    "it goes into the sum. Give other=0.0."
+    "The masked lanes of the loads are used without `other`: what they hold is undefined, and it goes into the "
+    "sum. Give other=0.0."
 )
 @triton.jit
 def without_other(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
