@@ -5,7 +5,7 @@
 
 import warnings
 
-from minids import accounting, mla, moe, triton_env
+from minids import accounting, fp8, mla, moe, triton_env
 from minids.config import ConfigError, ModelConfig
 from minids.generate import generate
 from minids.model import Transformer
@@ -13,4 +13,4 @@ from minids.model import Transformer
 # `python -m minids.generate` finds its module imported, by the line above; that is meant, and does no harm.
 warnings.filterwarnings("ignore", "'minids.generate' found in sys.modules", RuntimeWarning)
 
-__all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "generate", "mla", "moe", "triton_env"]
+__all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "fp8", "generate", "mla", "moe", "triton_env"]

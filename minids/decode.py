@@ -52,7 +52,8 @@ def find_step(model, tokens, cache, kinds):
 def covered(model, cache, kinds):
     """Whether `model` has only parts that Step knows, in fp32 on a CPU, and attention that it can fold."""
     known = PARTS | set(kinds)
-    if not all(type(part) in known and "forward" not in vars(part) for part in model.modules()):
+    own = {"forward", "grouped_product"}  # another's, put into an object: its own computation
+    if not all(type(part) in known and not own & vars(part).keys() for part in model.modules()):
         return False
     tensors = [*model.parameters(), *cache[0].tensors]
     plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)

@@ -5,9 +5,13 @@ Inside minids a layer's experts are two tensors, on the hub three per expert:
     mlp.experts.gate_up_proj [E,2F,D]   <->   mlp.experts.j.gate_proj.weight [F,D], mlp.experts.j.up_proj.weight [F,D]
     mlp.experts.down_proj    [E,D,F]    <->   mlp.experts.j.down_proj.weight [D,F]
 
-FP8 weights carry `weight_scale_inv` [ceil(out/128), ceil(in/128)], the MULTIPLIER of each 128x128 block; they are
-dequantised as they are read. Weights of MTP layers (index num_hidden_layers and above) are left out, with a note.
-Tensors are read one at a time, so the peak is the model plus one tensor.
+FP8 weights carry `weight_scale_inv` [ceil(out/128), ceil(in/128)], the MULTIPLIER of each 128x128 block. They are
+dequantised as they are read, or stay as they are (dtype=torch.float8_e4m3fn) and are multiplied in FP8 by minids.fp8:
+
+    mlp.experts.gate_up_proj_scale_inv [E,2ceil(F/128),ceil(D/128)]   <->   those of the gate_proj and of the up_proj
+
+Weights of MTP layers (index num_hidden_layers and above) are left out, with a note. Tensors are read one at a time, so
+the peak is the model plus one tensor.
 """
 
 import json
@@ -19,15 +23,22 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from minids.config import ModelConfig
 from minids.files import json_writer, replace_files
+from minids.fp8 import Fp8Linear, convert
+from minids.fp8.emulate import dequantize_blocks, quantize_blocks
+from minids.fp8.reference import E4M3, TILE
 from minids.model import Transformer
+from minids.moe import Experts
 
 log = logging.getLogger("minids")
 INDEX = "model.safetensors.index.json"
-BLOCK = 128
+SCALE = "_scale_inv"
+FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+PROJECTION = re.compile(r".*_proj(_with_mqa)?\.weight")  # what DeepSeek keeps in FP8
 
 
 class CheckpointFormatError(ValueError):
@@ -37,23 +48,29 @@ class CheckpointFormatError(ValueError):
 def load(path_or_hub_id, dtype=None, device="cpu"):
     """A Transformer with the weights of a folder or hub id, in `dtype` (None: as stored, FP8 becomes bf16).
 
-    Raises FileNotFoundError where there is no such folder, ConfigError for another architecture and
-    CheckpointFormatError for weights that are missing, surplus, damaged or of another shape.
+    torch.float8_e4m3fn keeps FP8 as it is stored, quantises what else can be FP8, and leaves the rest as stored: a byte
+    for each weight of attention and feed-forward, to run and not to train. Raises FileNotFoundError where there is no
+    such folder, ConfigError for another architecture and CheckpointFormatError for weights that are missing, surplus,
+    damaged or of another shape.
     """
     folder = locate(path_or_hub_id)
     cfg = ModelConfig.from_hf(folder)
     files = weight_files(folder)
     with torch.device("meta"):
         model = Transformer(cfg)
+        if dtype == E4M3:
+            freeze(model)
+            dtype = None
     parts = {key: (name, index) for key, name, index in hub_parts(model)}
     shapes, tensors, surplus = model.state_dict(), {}, []
-    for key, tensor in read_tensors(files, cfg):
+    for key, tensor in read_tensors(files, cfg, parts):
         if key not in parts:
             surplus += unknown(key, cfg, shapes)
             continue
         name, index = parts.pop(key)
         if name not in tensors:
-            kind = torch.float32 if name.endswith("e_score_correction_bias") else dtype or tensor.dtype
+            own = name.endswith(("e_score_correction_bias", SCALE)) or shapes[name].dtype == E4M3
+            kind = shapes[name].dtype if own else dtype or tensor.dtype
             tensors[name] = torch.empty(shapes[name].shape, dtype=kind, device=device)
         view = tensors[name][index]
         if view.shape != tensor.shape:
@@ -93,8 +110,11 @@ def weight_files(folder):
     return [folder / name for name in names]
 
 
-def read_tensors(files, cfg):
-    """Pairs (name without `model.`, tensor) over all files, FP8 dequantised, MTP layers left out."""
+def read_tensors(files, cfg, parts):
+    """Pairs (name without `model.`, tensor) over all files, MTP layers left out.
+
+    A weight whose scales are among `parts` comes in FP8, then its scales; all else comes dequantised.
+    """
     where = {}
     for path in files:
         try:
@@ -106,15 +126,16 @@ def read_tensors(files, cfg):
     skipped = [key for key in where if layer_index(key) >= cfg.num_hidden_layers and layer_index(key) in mtp]
     if skipped:
         log.warning("left out %d weights of MTP layers, such as %s", len(skipped), skipped[0])
-    wanted = [key for key in where if key not in set(skipped) and not key.endswith("_scale_inv")]
+    wanted = [key for key in where if key not in set(skipped) and not key.endswith(SCALE)]
     for key in wanted:
-        tensor = where[key].get_tensor(key)
-        if tensor.dtype == torch.float8_e4m3fn:
-            scale = key + "_scale_inv"
-            if scale not in where:
-                raise CheckpointFormatError(f"{key} is FP8, but its scales {scale} are missing")
-            tensor = dequantize_blocks(tensor, where[scale].get_tensor(scale), key)
-        yield key.removeprefix("model."), tensor
+        tensor, name = where[key].get_tensor(key), key.removeprefix("model.")
+        scale = read_scale(where, key, tensor) if tensor.dtype == E4M3 else None
+        if name + SCALE in parts:
+            tensor, scale = quantize_blocks(tensor, True) if scale is None else (tensor, scale)
+            yield name + SCALE, scale
+        elif scale is not None:
+            tensor = dequantize_blocks(tensor, scale)
+        yield name, tensor
 
 
 def layer_index(key):
@@ -123,14 +144,25 @@ def layer_index(key):
     return int(found[1]) if found else -1
 
 
-def dequantize_blocks(weight, scale_inv, name="weight"):
-    """bf16 of an FP8 matrix [out,in] times its 128x128 blocks' multipliers [ceil(out/128), ceil(in/128)] (V3 3.3)."""
-    rows, columns = weight.shape
-    expected = (-(-rows // BLOCK), -(-columns // BLOCK))
-    if tuple(scale_inv.shape) != expected:
-        raise CheckpointFormatError(f"{name}: scales are {list(scale_inv.shape)}, {list(expected)} expected")
-    spread = scale_inv.float().repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
-    return (weight.float() * spread).to(torch.bfloat16)
+def read_scale(where, key, weight):
+    """The scales of an FP8 `weight` [out,in], fp32 [ceil(out/128), ceil(in/128)] (V3 3.3)."""
+    if key + SCALE not in where:
+        raise CheckpointFormatError(f"{key} is FP8, but its scales {key + SCALE} are missing")
+    scale, expected = where[key + SCALE].get_tensor(key + SCALE).float(), [-(-size // TILE) for size in weight.shape]
+    if list(scale.shape) != expected:
+        raise CheckpointFormatError(f"{key}: scales are {list(scale.shape)}, {expected} expected")
+    return scale
+
+
+def freeze(model):
+    """Convert `model`, on the meta device, to weights of E4M3 beside their scales."""
+    for module in convert(model).modules():
+        experts = ["gate_up_proj", "down_proj"] * isinstance(module, Experts)
+        for name in experts or ["weight"] * isinstance(module, Fp8Linear):
+            (*E, N, K), parts = getattr(module, name).shape, 2 if name == "gate_up_proj" else 1
+            scales = torch.empty(*E, parts * -(-N // parts // TILE), -(-K // TILE), dtype=torch.float32)
+            setattr(module, name, nn.Parameter(torch.empty(*E, N, K, dtype=E4M3), requires_grad=False))
+            setattr(module, name + SCALE, nn.Parameter(scales, requires_grad=False))
 
 
 def unknown(key, cfg, shapes):
@@ -170,9 +202,10 @@ def hub_parts(model):
     for name, tensor in model.state_dict().items():
         if ".mlp.experts." in name:
             stem, _, last = name.rpartition(".")
-            half = tensor.shape[1] // 2
-            rows = {"gate": slice(half), "up": slice(half, None)} if last == "gate_up_proj" else {"down": slice(None)}
-            yield from ((f"{stem}.{j}.{k}_proj.weight", name, (j, rows[k])) for j in range(len(tensor)) for k in rows)
+            half, end = tensor.shape[1] // 2, SCALE if last.endswith(SCALE) else ""
+            rows = {"gate": slice(half), "up": slice(half, None)} if "gate_up" in last else {"down": slice(None)}
+            places = ((j, k) for j in range(len(tensor)) for k in rows)
+            yield from ((f"{stem}.{j}.{k}_proj.weight{end}", name, (j, rows[k])) for j, k in places)
         elif name != "lm_head.weight" or not model.cfg.tie_word_embeddings:
             yield name, name, ...
 
@@ -184,12 +217,25 @@ def hub_tensors(model):
         yield key if key == "lm_head.weight" else f"model.{key}", tensors[name][index]
 
 
-def save(model, path, max_shard_bytes=5 * 10**9):
-    """Write `model` into the folder `path` as the hub has it; what was there stays whole until all is written."""
+def quantized(tensors, power_of_2):
+    """Pairs (hub name, tensor) with the weights of attention and feed-forward in FP8, their scales beside them."""
+    for key, tensor in tensors:
+        if PROJECTION.fullmatch(key) and tensor.dtype != E4M3:
+            tensor, scale = quantize_blocks(tensor, power_of_2)
+            yield key + SCALE, scale
+        yield key, tensor
+
+
+def save(model, path, max_shard_bytes=5 * 10**9, fp8=False):
+    """Write `model` into the folder `path` as the hub has it; what was there stays whole until all is written.
+
+    With `fp8` weights of attention and feed-forward are written in FP8, as those of a model kept in FP8 are anyway.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    shards, size = [{}], 0
-    for name, tensor in hub_tensors(model):
+    shards, size, tensors = [{}], 0, hub_tensors(model)
+    power_of_2 = all(module.power_of_2 for module in model.modules() if isinstance(module, Fp8Linear))
+    for name, tensor in quantized(tensors, power_of_2) if fp8 else tensors:
         amount = tensor.numel() * tensor.element_size()
         if shards[-1] and size + amount > max_shard_bytes:
             shards, size = [*shards, {}], 0
@@ -204,7 +250,10 @@ def save(model, path, max_shard_bytes=5 * 10**9):
         files[INDEX] = json_writer({"metadata": {"total_size": total}, "weight_map": weight_map})
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = {**model.cfg.to_hf(), "dtype": dtype, "torch_dtype": dtype}
-    config.pop("quantization_config", None)  # FP8 was dequantised as it was read
+    if any(t.dtype == E4M3 for shard in shards for t in shard.values()):
+        config.setdefault("quantization_config", FP8_CONFIG)
+    else:
+        config.pop("quantization_config", None)  # FP8 was dequantised as it was read
     files["config.json"] = json_writer(config)
     replace_files(folder, files)
     (folder / (INDEX if len(shards) == 1 else "model.safetensors")).unlink(missing_ok=True)  # of an earlier save

@@ -11,7 +11,7 @@ import time
 import torch
 from tokenizers import Tokenizer
 
-from minids import checkpoint, data, optim
+from minids import checkpoint, data, fp8, optim
 from minids.config import ModelConfig
 from minids.files import replace_file, write_json
 from minids.model import Transformer
@@ -25,6 +25,7 @@ BALANCE = {  # --balance: the rate of the bias update, and what the preset's bal
     "both": (BIAS_RATE, {"aux_loss_alpha": BALANCE_ALPHA}),
     "none": (0.0, {"aux_loss_alpha": 0.0}),
 }
+PRECISIONS = ("bf16", "fp32", "fp8")
 
 
 class TrainError(ValueError):
@@ -49,6 +50,8 @@ class Run:
         seed_everything(self.args["seed"])
         self.bias_rate, changes = BALANCE[self.args["balance"]]
         self.model = Transformer(ModelConfig.preset(self.args["preset"], **changes)).to(self.args["device"])
+        if self.args.get("precision") == "fp8":
+            fp8.convert(self.model)
         self.optimizers = optim.build_optimizers(self.model, self.args["lr"], self.args["lr"], WEIGHT_DECAY)
         self.peaks = [group["lr"] for group in self.groups()]
 
@@ -120,7 +123,8 @@ def begin(args, folder):
         file.write(b"room?")
     tokenizer = data.load_tokenizer(corpus, ModelConfig.preset(args["preset"]).vocab_size)
     record = {"arguments": args, "steps": args.get("steps"), "corpus": {"name": corpus.name, "hash": corpus.hash}}
-    record |= {"bf16": has_fast_bf16(args["device"]), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    bf16 = {"bf16": True, "fp32": False}.get(args.get("precision"), has_fast_bf16(args["device"]))
+    record |= {"bf16": bf16, "threads": torch.get_num_threads(), "torch": torch.__version__}
     run = Run(folder, record, corpus, tokenizer)
     (folder / "model").mkdir(exist_ok=True)
     replace_file(folder / "model" / "tokenizer.json", lambda temporary: tokenizer.save(str(temporary)))

@@ -23,7 +23,7 @@ from minids.checkpoint import CheckpointError
 from minids.config import ConfigError, ModelConfig
 from minids.files import disk_is_full, write_json
 from minids.generate import generate
-from minids.run import BALANCE, BALANCE_ALPHA, TrainError, begin, resume
+from minids.run import BALANCE, BALANCE_ALPHA, PRECISIONS, TrainError, begin, resume
 
 DEFAULTS = {  # per preset: what the command line leaves out
     "tiny": {"batch_size": 16, "seq_len": 256, "lr": 0.01},
@@ -49,6 +49,7 @@ def build_parser():
     add("--lr", type=float, help="peak learning rate (default: the preset's)")
     loss = f"loss (auxiliary, alpha {BALANCE_ALPHA:g}, which balances `tiny`)"
     add("--balance", metavar="HOW", help=f"the experts: bias (default; DeepSeek-V3's way), {loss}, both or none")
+    add("--precision", metavar="P", help="of products: bf16, fp32 or fp8 (default: bf16 where it is fast, else fp32)")
     add("--seed", type=int, help="of weights and batches (default 0)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--checkpoint-every", type=float, metavar="SECONDS", help="0 means every step (default 30)")
@@ -74,6 +75,8 @@ def complete_arguments(given):
         raise TrainError(f"--seq-len is {args['seq_len']}; preset {preset} has {cfg.max_position_embeddings} positions")
     if args["balance"] not in BALANCE:
         raise TrainError(f"--balance is {args['balance']!r}; it must be one of {', '.join(BALANCE)}")
+    if args.get("precision") not in (None, *PRECISIONS):
+        raise TrainError(f"--precision is {args['precision']!r}; it must be one of {', '.join(PRECISIONS)}")
     if args["device"].startswith("cuda") and device == "cpu":
         raise TrainError(f"--device is {args['device']}, but torch finds no CUDA GPU; leave it out")
     if Path(args["data"]).exists():
@@ -193,10 +196,11 @@ def run_command(given, stop):
         if "out" not in given:
             raise TrainError("give --out DIR, a new folder for the run (or --resume DIR)")
         run = begin(folder=Path(given.pop("out")), args=complete_arguments(given))
+    precision = run.args.get("precision") or ("bf16" if run.record["bf16"] else "fp32")
     total, active = accounting.parameters(run.model.cfg)
     print(
         f"{run.args['preset']}: {total / 1e6:.1f}M parameters, {active / 1e6:.1f}M active; {run.corpus.name}: "
-        f"{len(run.tokens) / 1e6:.1f}M tokens; {'bf16' if run.record['bf16'] else 'fp32'} on {run.args['device']}"
+        f"{len(run.tokens) / 1e6:.1f}M tokens; {precision} on {run.args['device']}"
     )
     with deterministic() if run.args["device"] == "cpu" else contextlib.nullcontext():
         if run.record["steps"] is None:

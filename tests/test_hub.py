@@ -1,5 +1,6 @@
 """Checkpoints in the hub's layout: ours opened by transformers and the reverse, FP8, and what is wrong with files."""
 
+import copy
 import json
 import logging
 
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from minids import hub
 from minids.config import ConfigError, ModelConfig
-from minids.hub import CheckpointFormatError, dequantize_blocks
+from minids.fp8 import Fp8Linear, convert, reference
+from minids.hub import CheckpointFormatError
 from minids.model import Transformer
 from minids.numerics import TOLERANCE, relative_error, seed_everything
 
@@ -130,13 +132,8 @@ def test_a_second_save_replaces_the_first_whatever_its_shards(tmp_path):
 
 
 def quantise(weight):
-    """E4M3 codes of `weight` and the multiplier of each 128x128 block; ragged edges padded with zeros."""
-    rows, columns = weight.shape
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % 128, 0, -rows % 128))
-    blocks = padded.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
-    scales = blocks.abs().amax((1, 3)).clamp_min(1e-4) / 448
-    codes = (blocks / scales[:, None, :, None]).flatten(2).flatten(0, 1)[:rows, :columns]
-    return codes.to(torch.float8_e4m3fn).contiguous(), scales
+    """E4M3 codes of `weight` and the multiplier of each 128x128 block."""
+    return reference.quantize_blocks(weight)
 
 
 def test_fp8_is_dequantised_by_blocks(tmp_path):
@@ -174,8 +171,101 @@ def test_fp8_without_or_with_wrong_scales_is_refused(tmp_path):
     edit(tmp_path / "model.safetensors", lambda t: t.update({name: quantise(t[name])[0]}))
     with pytest.raises(CheckpointFormatError, match=f"{name} is FP8, but its scales {name}_scale_inv are missing"):
         Transformer.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointFormatError, match=r"kv_a: scales are \[4, 1\], \[5, 2\] expected"):
-        dequantize_blocks(torch.zeros(576, 200).to(torch.float8_e4m3fn), torch.ones(4, 1), "kv_a")
+    edit(tmp_path / "model.safetensors", lambda t: t.update({name + "_scale_inv": torch.ones(1, 1)}))
+    for dtype in (None, torch.float8_e4m3fn):
+        with pytest.raises(CheckpointFormatError, match=rf"{name}: scales are \[1, 1\], \[3, 1\] expected"):
+            Transformer.from_pretrained(tmp_path, dtype=dtype)
+
+
+FP8_MODELS = [
+    {"hidden_size": 200, "intermediate_size": 300, "moe_intermediate_size": 136},
+    {"hidden_size": 130, "moe_intermediate_size": 128, "q_lora_rank": 24, "attention_bias": True},
+    {"attention": "gqa", "num_key_value_heads": 2, "n_routed_experts": 0, "tie_word_embeddings": True},
+]
+
+
+def what_deepseek_quantises(name):
+    return "_proj" in name and name.endswith(".weight")
+
+
+@pytest.mark.parametrize("power_of_2", [True, False])
+@pytest.mark.parametrize("changes", FP8_MODELS)
+def test_a_model_is_saved_in_fp8_and_reads_back_as_quantised_and_dequantised(changes, power_of_2, tmp_path):
+    model = convert(random_model(**changes), power_of_2)
+    model.save_pretrained(tmp_path / "fp8", fp8=True, max_shard_bytes=40_000)
+    model.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "fp8" and config["weight_block_size"] == [128, 128]
+    stored = {}
+    for path in (tmp_path / "fp8").glob("*.safetensors"):
+        stored |= load_file(path)
+    want = dict(hub.hub_tensors(model))
+    quantised = {name for name in want if what_deepseek_quantises(name)}
+    assert stored.keys() == want.keys() | {name + "_scale_inv" for name in quantised} and len(quantised) > 9
+    for name, tensor in want.items():
+        if name in quantised:
+            codes, scale = reference.quantize_blocks(tensor, power_of_2)
+            assert torch.equal(stored[name].float(), codes.float())
+            assert torch.equal(stored[name + "_scale_inv"], scale)
+            want[name] = reference.dequantize_blocks(codes, scale).bfloat16()
+        else:
+            assert torch.equal(stored[name], tensor)
+    back = dict(hub.hub_tensors(Transformer.from_pretrained(tmp_path / "fp8")))
+    assert back.keys() == want.keys() and all(torch.equal(back[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("changes", FP8_MODELS)
+def test_a_model_is_kept_in_fp8_one_byte_a_weight(changes, tmp_path):
+    model = random_model(**changes).bfloat16()
+    model.save_pretrained(tmp_path / "bf16")
+    model.save_pretrained(tmp_path / "fp8", fp8=True)
+    kept = Transformer.from_pretrained(tmp_path / "fp8", dtype=torch.float8_e4m3fn)
+    large, small_ones = [], []
+    for name, tensor in kept.state_dict().items():
+        (large if "_proj" in name and "bias" not in name and "layernorm" not in name else small_ones).append(tensor)
+    weights = [tensor for tensor in large if tensor.dtype == torch.float8_e4m3fn]
+    assert {t.dtype for t in large} == {torch.float8_e4m3fn, torch.float32} and weights
+    assert sum(t.numel() for t in weights) == sum(t.untyped_storage().nbytes() for t in weights)
+    quantised = [t for name, t in hub.hub_tensors(model) if what_deepseek_quantises(name)]
+    assert sum(t.numel() for t in weights) == sum(t.numel() for t in quantised)
+    assert {t.dtype for t in small_ones} <= {torch.bfloat16, torch.float32}  # the router's bias
+    assert not any(p.requires_grad for p in kept.parameters() if p.dtype == torch.float8_e4m3fn)
+    # the same numbers as a model of the dequantised weights whose activations are quantised alike
+    oracle = convert(Transformer.from_pretrained(tmp_path / "fp8"), power_of_2=True)
+    for module in oracle.modules():
+        if isinstance(module, Fp8Linear):
+            again = reference.dequantize_blocks(*reference.quantize_blocks(module.weight.detach(), True))
+            assert torch.equal(again, module.weight.float()), "what was quantised is not quantised again"
+    assert torch.equal(logits(kept), logits(oracle))
+    plain = Transformer.from_pretrained(tmp_path / "fp8")
+    assert 0.005 < relative_error(logits(kept), logits(plain)) < 0.5, "activations are quantised too"
+    assert torch.equal(logits(Transformer.from_pretrained(tmp_path / "bf16", dtype=torch.float8_e4m3fn)), logits(kept))
+    kept.save_pretrained(tmp_path / "again")
+    files = [load_file(tmp_path / folder / "model.safetensors") for folder in ("fp8", "again")]
+    assert all(torch.equal(t.float(), files[1][name].float()) for name, t in files[0].items())
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "fp8" / "config.json").read_text()
+
+
+def test_a_model_kept_in_fp8_with_scales_of_any_size_generates(tmp_path):
+    """As DeepSeek-V3's own: scales that are no powers of 2; through the cache, in MLA's absorbed form."""
+    model = random_model(hidden_size=200, moe_intermediate_size=136)
+    convert(model, power_of_2=False).save_pretrained(tmp_path, fp8=True)
+    kept, plain = (Transformer.from_pretrained(tmp_path, dtype=d) for d in (torch.float8_e4m3fn, torch.float32))
+    assert torch.equal(
+        kept.layers[0].self_attn.kv_b_proj.dequantized().bfloat16().float(), plain.layers[0].self_attn.kv_b_proj.weight
+    )
+    cache, ids = kept.new_cache(1, 30), torch.arange(30).view(1, 30)
+    with torch.no_grad():
+        whole = kept(ids)
+        parts = torch.cat([kept(ids[:, :8], cache)] + [kept(ids[:, t : t + 1], cache) for t in range(8, 30)], 1)
+        assert relative_error(parts, whole) < relative_error(plain(ids), whole) < 0.5
+        assert torch.equal(copy.deepcopy(kept)(ids), whole)
+        other = Transformer.from_pretrained(tmp_path, dtype=torch.float8_e4m3fn)
+        other.load_state_dict(kept.state_dict())
+        assert torch.equal(other(ids), whole)
+    with pytest.raises(ValueError, match="a model kept in FP8 is not cast"):
+        kept.bfloat16()(ids)
 
 
 def test_mtp_layers_are_left_out_with_a_note(tmp_path, caplog):

@@ -13,8 +13,10 @@ import torch
 
 from minids import report, train
 from minids.config import ModelConfig
+from minids.fp8 import Fp8Linear
 from minids.generate import main as generate_main
 from minids.model import Transformer
+from minids.numerics import has_fast_bf16
 from minids.run import BALANCE_ALPHA, begin
 
 SIZES = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "32", "--device", "cpu", "--checkpoint-every", "0"]
@@ -155,6 +157,24 @@ def test_balance_is_chosen_and_kept_by_resume(balance, corpus, tmp_path, capsys)
     assert weights(cut) == weights(whole)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "fp8"])
+def test_precision_is_chosen_and_kept_by_resume(precision, corpus, tmp_path, capsys):
+    whole, cut, dtypes = tmp_path / "whole", tmp_path / "cut", set()
+    command = [*SIZES, "--data", str(corpus), "--steps", "4", "--precision", precision, "--out"]
+    assert train.main([*command, str(whole)]) == 0
+    assert f"{precision} on cpu" in capsys.readouterr().out
+    record = json.loads((whole / "run.json").read_text())
+    assert record["arguments"]["precision"] == precision
+    run = begin(record["arguments"], cut)
+    run.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: dtypes.add(_[2].dtype))
+    run.train_step(4), run.train_step(4), run.save_checkpoint()
+    fast = torch.bfloat16 if has_fast_bf16("cpu") else torch.float32
+    assert dtypes == {{"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision, fast)}
+    assert any(isinstance(module, Fp8Linear) for module in run.model.modules()) == (precision == "fp8")
+    assert train.main(["--resume", str(cut)]) == 0
+    assert weights(cut) == weights(whole)
+
+
 def test_a_run_of_an_older_version_is_balanced_by_bias_and_its_log_still_plots(corpus, finished, tmp_path):
     folder = tmp_path / "run"
     arguments = json.loads((finished / "run.json").read_text())["arguments"]
@@ -223,6 +243,7 @@ def test_what_disturbs_a_step_of_the_calibration_changes_nothing(corpus, tmp_pat
         (["--batch-size", "-1"], "--batch-size is -1"),
         (["--seq-len", "100000"], "positions"),
         (["--seq-len", "4096"], "sequences of 4096"),
+        (["--precision", "int8"], "--precision is 'int8'; it must be one of bf16, fp32, fp8"),
         (["--balance", "sometimes"], "--balance is 'sometimes'; it must be one of bias, loss, both, none"),
         (["--data", "/does/not/exist"], "/does/not/exist"),
         (["--out", "/dev/null/run"], "/dev/null/run"),

@@ -92,7 +92,8 @@ class MLA(nn.Module):
     def absorbed(self, q_nope, q_rope, latents, impl="auto"):
         """As reference.attend_absorbed: queries go to the latents, and their sum comes back; [B,S,C+R] to [B,T,H,V]."""
         C, P, H = self.cfg.kv_lora_rank, self.cfg.qk_nope_head_dim, self.cfg.num_attention_heads
-        kv_b = self.kv_b_proj.weight.view(H, -1, C).to(q_nope.dtype)
+        kv_b = getattr(self.kv_b_proj, "dequantized", lambda: self.kv_b_proj.weight)()  # what fp8.Fp8Linear multiplies
+        kv_b = kv_b.view(H, -1, C).to(q_nope.dtype)
         q_latent = torch.einsum("bthp,hpc->bthc", q_nope, kv_b[:, :P])
         q = torch.cat([q_latent, q_rope.to(q_latent.dtype)], -1)
         attend = attend_by_kernel if decodes(impl, q, C) else attend_by_torch
