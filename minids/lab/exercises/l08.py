@@ -1,0 +1,555 @@
+"""Lesson 08: balance: the loads and how they are judged, a loss that evens them out, a bias that needs none."""
+
+import torch
+
+from minids.lab.exercise import Exercise
+from minids.moe import reference
+
+
+def choose(r, scores, A, idle=0):
+    """Indices [B,T,A] of the best by `scores` plus a bias, so that some experts are busy; the last `idle` get nothing."""
+    E = scores.shape[-1]
+    biased = scores + 0.5 * r.normal(E)
+    biased[..., E - idle :] = -9.0
+    return biased.topk(A, dim=-1).indices
+
+
+# 08.1 -----------------------------------------------------------------------------------------------------------------
+
+LOAD_FRACTIONS = Exercise(
+    "08.1",
+    reference.load_fractions,
+    minutes=7,
+    sizes=[
+        {"B": 1, "T": 24, "E": 16, "A": 8, "idle": 0},
+        {"B": 3, "T": 7, "E": 9, "A": 2, "idle": 2},
+        {"B": 2, "T": 8, "E": 8, "A": 8, "idle": 0},  # each token goes to all: 1 everywhere
+        {"B": 4, "T": 15, "E": 6, "A": 1, "idle": 1},
+    ],
+    hints=[
+        "Count first: for each sequence, how often does each expert stand in its T rows of A choices? What would each "
+        "count be in perfect balance? Divide by that.",
+        "indices.flatten(-2) is [B, T·A]; counts = torch.zeros(B, n_experts) and counts.scatter_add_(-1, chosen, ones) "
+        "count without a loop (so does torch.bincount with minlength, sequence by sequence); then times E / (A·T).",
+    ],
+)
+
+
+@LOAD_FRACTIONS.inputs
+def _(r, B, T, E, A, idle):
+    return choose(r, r.uniform(0, 1, B, T, E), A, idle), E
+
+
+def counts_of(indices, n_experts):
+    chosen = indices.flatten(-2)
+    return torch.zeros(len(chosen), n_experts).scatter_add_(-1, chosen, torch.ones_like(chosen, dtype=torch.float32))
+
+
+def of_counts(factor):
+    """The answer that multiplies the counts by factor(T, A, E)."""
+    return lambda indices, n_experts: counts_of(indices, n_experts) * factor(*indices.shape[-2:], n_experts)
+
+
+@LOAD_FRACTIONS.wrong("These are plain counts: divide them by the mean count, A·T/E, so that 1 means perfect balance.")
+def plain_counts(indices, n_experts):
+    return of_counts(lambda T, A, E: 1)(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong(
+    "These are shares that sum to 1: the factor E is missing. A load of 1 is the mean, so all E of them sum to E."
+)
+def shares(indices, n_experts):
+    return of_counts(lambda T, A, E: 1 / (A * T))(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong(
+    "Divided by T alone: these are shares of tokens, which sum to A. The mean count is A·T/E: a token counts A times."
+)
+def shares_of_tokens(indices, n_experts):
+    return of_counts(lambda T, A, E: 1 / T)(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong("The factor A is missing: T tokens make A·T choices, so the mean count is A·T/E.")
+def without_top_k(indices, n_experts):
+    return of_counts(lambda T, A, E: E / T)(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong(
+    "The factor A·T/E is upside down: divide the counts by the mean count A·T/E, which is times E/(A·T)."
+)
+def upside_down(indices, n_experts):
+    return of_counts(lambda T, A, E: A * T / E)(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong("E // (A·T) is a division of whole numbers, 0 whenever A·T is larger: use /.")
+def whole_division(indices, n_experts):
+    return of_counts(lambda T, A, E: E // (A * T))(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong("T is taken from the first dimension: that is B. The last two of indices are T and A.")
+def batch_for_tokens(indices, n_experts):
+    return counts_of(indices, n_experts) * n_experts / (indices.shape[-1] * indices.shape[0])
+
+
+@LOAD_FRACTIONS.wrong(
+    "The loads of all sequences are mixed: f has one row [E] for each sequence, [B, E]. Count along the last two "
+    "dimensions only."
+)
+def over_the_batch(indices, n_experts):
+    return indices.flatten().bincount(minlength=n_experts) * n_experts / indices.numel()
+
+
+@LOAD_FRACTIONS.wrong(
+    "Each sequence gets the counts of the whole batch, divided by its own length: count sequence by sequence."
+)
+def batch_in_each_row(indices, n_experts):
+    return (counts_of(indices, n_experts).sum(0) * n_experts / indices[0].numel()).expand(len(indices), -1)
+
+
+@LOAD_FRACTIONS.wrong(
+    "bincount stops at the largest expert that was chosen: one that got nothing must have a 0. Give it "
+    "minlength=n_experts."
+)
+def idle_cut_off(indices, n_experts):
+    rows = torch.stack([row.flatten().bincount() for row in indices])
+    return rows * n_experts / indices[0].numel()
+
+
+@LOAD_FRACTIONS.wrong(
+    "The mean is taken over the experts that got something: an idle expert counts too, the mean count is A·T/E."
+)
+def mean_of_the_busy(indices, n_experts):
+    counts = counts_of(indices, n_experts)
+    return counts * (counts > 0).sum(-1, keepdim=True) / indices[0].numel()
+
+
+@LOAD_FRACTIONS.wrong("Only the first choice of each token is counted: all A of them are load.")
+def first_choice(indices, n_experts):
+    return counts_of(indices[..., :1], n_experts) * n_experts / indices[0].numel()
+
+
+@LOAD_FRACTIONS.wrong(
+    "Each expert is counted once at most: scatter_ and [...] = 1 overwrite where an expert comes again. Use scatter_add_."
+)
+def overwritten(indices, n_experts):
+    return (counts_of(indices, n_experts) > 0).float() * n_experts / indices[0].numel()
+
+
+@LOAD_FRACTIONS.wrong("The loads are relative to the largest one: divide by the MEAN count, A·T/E.")
+def relative_to_the_largest(indices, n_experts):
+    counts = counts_of(indices, n_experts)
+    return counts / counts.amax(-1, keepdim=True)
+
+
+# 08.2 -----------------------------------------------------------------------------------------------------------------
+
+MAX_VIOLATION = Exercise(
+    "08.2",
+    reference.max_violation,
+    minutes=4,
+    sizes=[
+        {"E": 16, "idle": 0, "low": 8, "busy": 80},
+        {"E": 5, "idle": 0, "low": 0, "busy": 0},
+        {"E": 8, "idle": 0, "low": 0, "busy": 0},
+        {"E": 7, "idle": 2, "low": 20, "busy": 0},
+    ],
+    hints=[
+        "How far is the busiest expert above the mean, measured in means? What must come out when all loads are equal?",
+        "(load.max() - load.mean()) / load.mean(): a 0-dim tensor, no .item().",
+    ],
+)
+
+
+@MAX_VIOLATION.inputs
+def _(r, E, idle, low, busy):
+    load = r.integers(20, 60, E).double()
+    load[E - idle :] = 0
+    load[0] = low  # without a busy one: further below the mean than any is above it
+    load[1] += busy
+    return load
+
+
+def violation(load, mean):
+    return (load.max() - mean) / mean
+
+
+@MAX_VIOLATION.wrong(
+    "The difference is not divided by the mean: 100 tokens too many are much or little, by the mean load."
+)
+def not_relative(load):
+    return load.max() - load.mean()
+
+
+@MAX_VIOLATION.wrong("max/mean is 1 in perfect balance: the violation is what goes beyond, (max - mean)/mean.")
+def ratio(load):
+    return load.max() / load.mean()
+
+
+@MAX_VIOLATION.wrong("The idlest expert is subtracted: it is the mean, for nobody waits for an idle expert.")
+def range_over_mean(load):
+    return (load.max() - load.min()) / load.mean()
+
+
+@MAX_VIOLATION.wrong(
+    "The largest deviation in EITHER direction is taken: only the busiest expert counts, all others wait for it."
+)
+def either_direction(load):
+    return (load - load.mean()).abs().max() / load.mean()
+
+
+@MAX_VIOLATION.wrong("That is how far the idlest expert is below the mean: MaxVio asks for the busiest.")
+def idlest(load):
+    return (load.mean() - load.min()) / load.mean()
+
+
+@MAX_VIOLATION.wrong("That is a standard deviation over the mean: MaxVio looks at the busiest expert alone.")
+def spread(load):
+    return load.std() / load.mean()
+
+
+@MAX_VIOLATION.wrong(
+    "That is a standard deviation over the mean: MaxVio looks at the busiest expert alone, not at how loads vary."
+)
+def spread_of_all(load):
+    return load.std(correction=0) / load.mean()
+
+
+@MAX_VIOLATION.wrong("That is the mean deviation: MaxVio is the largest, that of the busiest expert.")
+def mean_deviation(load):
+    return (load - load.mean()).abs().mean() / load.mean()
+
+
+@MAX_VIOLATION.wrong("The difference is divided by the largest load: divide by the mean, so that it can exceed 1.")
+def over_the_largest(load):
+    return (load.max() - load.mean()) / load.max()
+
+
+@MAX_VIOLATION.wrong("The mean leaves out idle experts: they count too, it is their work that the others do.")
+def mean_of_the_busy_ones(load):
+    return violation(load, load[load > 0].mean())
+
+
+@MAX_VIOLATION.wrong("The median stands where the mean belongs: (max - mean)/mean.")
+def median(load):
+    return violation(load, load.median())
+
+
+@MAX_VIOLATION.wrong(
+    "The mean is taken for 1, as if the loads were multiples of it: they are numbers of tokens. Use load.mean()."
+)
+def mean_of_one(load):
+    return violation(load, 1.0)
+
+
+@MAX_VIOLATION.wrong(
+    "The mean is taken for 1/E, as if the loads were shares: they are numbers of tokens. Use load.mean()."
+)
+def mean_of_one_over_E(load):
+    return violation(load, 1 / len(load))
+
+
+@MAX_VIOLATION.wrong("The sum of all loads stands where their mean belongs: the mean is the sum over E.")
+def over_the_sum(load):
+    return violation(load, load.sum())
+
+
+@MAX_VIOLATION.wrong("One value for each expert comes out: MaxVio is a single number, that of the busiest.")
+def all_experts(load):
+    return (load - load.mean()) / load.mean()
+
+
+# 08.3 -----------------------------------------------------------------------------------------------------------------
+
+BALANCE_LOSS = Exercise(
+    "08.3",
+    reference.balance_loss,
+    minutes=12,
+    sizes=[
+        {"B": 1, "T": 24, "E": 16, "A": 8},
+        {"B": 3, "T": 7, "E": 9, "A": 2},
+        {"B": 2, "T": 8, "E": 16, "A": 8},
+        {"B": 4, "T": 15, "E": 6, "A": 1},
+    ],
+    gradients=True,
+    hints=[
+        "Three steps: shares s' of each token's scores, so that they sum to 1 over the experts; P, their mean over the "
+        "tokens of a sequence; and f from exercise 1. What has to be averaged last?",
+        "shares = scores / scores.sum(-1, keepdim=True); P = shares.mean(-2) is [B, E], as is f. Multiply f and P, sum "
+        "over the experts, take the mean over the sequences, times alpha.",
+    ],
+)
+
+
+@BALANCE_LOSS.inputs
+def _(r, B, T, E, A):
+    scores = (r.normal(B, T, E) + r.normal(E)).sigmoid()
+    return scores, choose(r, scores, A), 0.25
+
+
+def normalised(scores, dim=-1):
+    return scores / scores.sum(dim, keepdim=True)
+
+
+def loads(indices, scores):
+    return reference.load_fractions(indices, scores.shape[-1]).to(scores.dtype)
+
+
+def is_chosen(indices, scores):
+    """1 [B,T,E] where an expert was chosen, else 0."""
+    return torch.zeros_like(scores).scatter(-1, indices, 1.0)
+
+
+def total(f, P, alpha):
+    return alpha * (f * P).sum(-1).mean()
+
+
+@BALANCE_LOSS.wrong(
+    "f is made of the scores too: it COUNTS choices, f = load_fractions(indices, E). Only P is made of the scores."
+)
+def f_from_scores(scores, indices, alpha):
+    P = normalised(scores).mean(-2)
+    return total(scores.shape[-1] * P, P, alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "f adds the scores of the chosen experts: it counts choices, each of them 1, whatever its score (V3 eq. 18)."
+)
+def f_of_chosen_scores(scores, indices, alpha):
+    (T, A), E = indices.shape[-2:], scores.shape[-1]
+    f = (is_chosen(indices, scores) * normalised(scores)).sum(-2) * E / (A * T)
+    return total(f, normalised(scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "The values are right, but the counts have a gradient: f is a constant, only P leads to the scores. Leave f as "
+    "counted, or take f.detach()."
+)
+def counts_differentiated(scores, indices, alpha):
+    (T, A), E = indices.shape[-2:], scores.shape[-1]
+    soft = (is_chosen(indices, scores) * normalised(scores)).sum(-2) * E / (A * T)
+    return total(loads(indices, scores) + soft - soft.detach(), normalised(scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong("f is a plain count: its factor E/(A·T) is missing. Use exercise 1's load_fractions.")
+def factor_forgotten(scores, indices, alpha):
+    return total(is_chosen(indices, scores).sum(-2), normalised(scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "It is E times too small: are f shares that sum to 1, or is f·P averaged over the experts instead of summed? In "
+    "perfect balance the loss is alpha, whatever E is."
+)
+def experts_forgotten(scores, indices, alpha):
+    return total(loads(indices, scores) / scores.shape[-1], normalised(scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong("The factor 1/A is missing in f: T tokens make A·T choices (V3 eq. 18).")
+def top_k_forgotten(scores, indices, alpha):
+    return total(loads(indices, scores) * indices.shape[-1], normalised(scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "P is made of the raw scores: divide each token's scores by their sum first (V3 eq. 19). Else the loss would fall "
+    "when ALL scores shrink, which balances nothing."
+)
+def not_normalised(scores, indices, alpha):
+    return total(loads(indices, scores), scores.mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "The scores are divided by their sum over the TOKENS: a token's shares sum to 1 over the experts, the last dimension."
+)
+def normalised_over_tokens(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(scores, -2).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "The shares are a softmax of the scores: they come out of a sigmoid already, divide them by their sum (V3 eq. 19)."
+)
+def softmax_of_scores(scores, indices, alpha):
+    return total(loads(indices, scores), scores.softmax(-1).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong("P sums over the tokens: it is their mean (V3 eq. 20), or longer sequences would count more.")
+def sum_over_tokens(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(scores).sum(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "P takes the scores of the chosen experts alone: it is the mean over all tokens of s', chosen or not (V3 eq. 20)."
+)
+def P_of_the_chosen(scores, indices, alpha):
+    return total(loads(indices, scores), (is_chosen(indices, scores) * normalised(scores)).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "f and P are averaged over the batch before they are multiplied: that is the loss of the whole batch. Here each "
+    "sequence has its own product, and the mean comes last."
+)
+def batch_first(scores, indices, alpha):
+    return total(loads(indices, scores).mean(0), normalised(scores).mean(-2).mean(0), alpha)
+
+
+@BALANCE_LOSS.wrong("The losses of the sequences are added: take their mean, or alpha would depend on the batch.")
+def sum_over_batch(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(scores).mean(-2), alpha) * len(scores)
+
+
+@BALANCE_LOSS.wrong("alpha is not used: the loss is multiplied by it.")
+def alpha_missing(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(scores).mean(-2), 1.0)
+
+
+@BALANCE_LOSS.wrong("The sign is wrong: training makes the loss small, so a negative one would reward imbalance.")
+def negative(scores, indices, alpha):
+    return -reference.balance_loss(scores, indices, alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "One value for each sequence comes out: the loss to train on is a single number, the mean over the sequences."
+)
+def one_for_each_sequence(scores, indices, alpha):
+    return alpha * (loads(indices, scores) * normalised(scores).mean(-2)).sum(-1)
+
+
+# 08.4 -----------------------------------------------------------------------------------------------------------------
+
+UPDATE_BIAS = Exercise(
+    "08.4",
+    reference.update_bias,
+    minutes=6,
+    sizes=[{"E": 16}, {"E": 5}, {"E": 8}, {"E": 7}],
+    hints=[
+        "Whose bias should rise: that of an expert with more load than the mean, or with less? By how much: does the "
+        "size of the difference matter?",
+        "bias + rate * torch.sign(…): the sign is +1, 0 or -1, of the mean load minus the expert's.",
+    ],
+)
+
+
+@UPDATE_BIAS.inputs
+def _(r, E):
+    load = r.integers(0, 50, E).double()
+    load[1] += (-load[:-1].sum()) % (E - 1)
+    load[-1] = load[:-1].sum() / (E - 1)  # a whole number: the last expert has exactly the mean load
+    return 0.5 * r.normal(E), load, 0.125
+
+
+def moved(direction):
+    """The answer that moves the bias by rate times direction(load)."""
+    return lambda bias, load, rate: bias + rate * direction(load)
+
+
+@UPDATE_BIAS.wrong(
+    "The sign is flipped: a busy expert's bias rises, so that it gets even more. Below the mean load up, above it down."
+)
+def flipped(bias, load, rate):
+    return moved(lambda load: torch.sign(load - load.mean()))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong(
+    "The step is proportional to the expert's own load, so every bias falls: compare with the mean load, and take the "
+    "sign."
+)
+def by_own_load(bias, load, rate):
+    return moved(lambda load: -load)(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong(
+    "The step is proportional to the difference: V3's rule (eq. 16) takes its sign alone, one step of `rate` for all."
+)
+def by_difference(bias, load, rate):
+    return moved(lambda load: load.mean() - load)(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong(
+    "The step is proportional to the relative difference (an expert twice as busy moves further): V3's rule (eq. 16) "
+    "takes the sign alone."
+)
+def by_relative_difference(bias, load, rate):
+    return moved(lambda load: (load.mean() - load) / load.mean())(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong(
+    "The load is compared with 1/E, as if it were a share: it is a number of tokens. Compare with load.mean()."
+)
+def against_one_over_E(bias, load, rate):
+    return moved(lambda load: torch.sign(1 / len(load) - load))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong(
+    "The load is compared with 1, as if it were a multiple of the mean: it is a number of tokens. Compare with "
+    "load.mean()."
+)
+def against_one(bias, load, rate):
+    return moved(lambda load: torch.sign(1 - load))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong("The load is compared with the median: V3's rule takes the mean, which one busy expert moves.")
+def against_the_median(bias, load, rate):
+    return moved(lambda load: torch.sign(load.median() - load))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong("The load is compared with the sum of all loads, which none exceeds: compare with their mean.")
+def against_the_sum(bias, load, rate):
+    return moved(lambda load: torch.sign(load.sum() - load))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong("The mean is that of the BIASES: what is compared is the load of each expert with the mean load.")
+def mean_of_the_biases(bias, load, rate):
+    return bias + rate * torch.sign(bias.mean() - bias)
+
+
+@UPDATE_BIAS.wrong("Only the change comes out: give the new bias, the old one plus the change.")
+def change_alone(bias, load, rate):
+    return rate * torch.sign(load.mean() - load)
+
+
+@UPDATE_BIAS.wrong(
+    "An expert with exactly the mean load is moved: the sign of 0 is 0, so its bias stays (torch.sign does that)."
+)
+def no_rest(bias, load, rate):
+    return moved(lambda load: torch.where(load < load.mean(), 1.0, -1.0))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong("An expert with exactly the mean load is moved up: the sign of 0 is 0, so its bias stays.")
+def no_rest_upwards(bias, load, rate):
+    return moved(lambda load: torch.where(load <= load.mean(), 1.0, -1.0))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong(
+    "Idle experts rise, but busy ones stay: the rule goes both ways, down by `rate` above the mean load."
+)
+def only_up(bias, load, rate):
+    return moved(lambda load: (load < load.mean()).to(load.dtype))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong("Busy experts fall, but idle ones stay: the rule goes both ways, up by `rate` below the mean load.")
+def only_down(bias, load, rate):
+    return moved(lambda load: -(load > load.mean()).to(load.dtype))(bias, load, rate)
+
+
+@UPDATE_BIAS.wrong("Only the busiest and the idlest expert move: all of them do, each by its own sign.")
+def extremes_only(bias, load, rate):
+    new = bias.clone()
+    new[load.argmax()] -= rate
+    new[load.argmin()] += rate
+    return new
+
+
+@UPDATE_BIAS.wrong("The old bias is multiplied: `rate` times the sign is ADDED to it, or a bias of 0 would never move.")
+def multiplied(bias, load, rate):
+    return bias * (1 + rate * torch.sign(load.mean() - load))
+
+
+@UPDATE_BIAS.wrong(
+    "The old bias decays: nothing pulls it to 0. It is no weight; it stays where balance needs it, however far that is."
+)
+def decayed(bias, load, rate):
+    return (1 - rate) * bias + rate * torch.sign(load.mean() - load)
+
+
+@UPDATE_BIAS.wrong("The new biases are shifted to a mean of 0: the rule has no such step, each expert moves by itself.")
+def centred(bias, load, rate):
+    new = reference.update_bias(bias, load, rate)
+    return new - new.mean()
