@@ -698,7 +698,7 @@ def draw(figure, gpu, width, fp8_percent, bf16_percent, weights_too):
     axes.set(ylabel="BF16's time / FP8's time")
     axes.set_xticks([2**i for i in range(4, 17, 3)], [f"{2**i:,}" for i in range(4, 17, 3)])
     ahead = [M for M, ratio in zip(rows, whole, strict=True) if ratio > 1]
-    words = f"FP8 ahead at {len(ahead)} of {len(rows)} sizes, at most {max(whole):.2f} times as fast"
+    words = f"FP8 ahead at {len(ahead)} of {len(rows)} sizes, up to {max(whole):.2f} times as fast"
     axes.set_title(f"{gpu}, N = K = {width:,}, arithmetic: {words}")
     plots.label_lines(axes)
 
