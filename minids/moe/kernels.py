@@ -115,7 +115,7 @@ def blocks(kind, rows, width, dtype, arch):
     """
     widest = 256 if width % 256 == 0 and kind in ("product", "dw") else 128
     if dtype == torch.float32:  # no tensor cores
-        m, n, k, warps, stages = 64, 32 if kind == "up" else 64, 32, 8, 2
+        m, (n, k), warps, stages = 64, (32, 16) if kind == "up" else (64, 32), 8, 2
     elif rows < 64 and kind != "dw":
         m, n, k, warps, stages = 16 if rows < 16 else 64, 64, 64, 4, 4
     elif arch // 10 in (9, 10):
@@ -138,7 +138,7 @@ def up_kernel(
     E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """act for some rows of one expert and BLOCK_N columns; with KEEP also pre."""
-    expert, first, left, column = find(ends, tl.cdiv(F, BLOCK_N), E, BLOCK_M)
+    expert, first, left, column = find(ends, triton.cdiv(F, BLOCK_N), E, BLOCK_M)
     if left <= 0:
         return
     m, n, both = tl.arange(0, BLOCK_M), column * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, 2 * BLOCK_N)
@@ -177,7 +177,7 @@ def product_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """y = x W_e^T for some rows of one expert and BLOCK_N columns."""
-    expert, first, left, column = find(ends, tl.cdiv(J, BLOCK_N), E, BLOCK_M)
+    expert, first, left, column = find(ends, triton.cdiv(J, BLOCK_N), E, BLOCK_M)
     if left <= 0:
         return
     m, n = tl.arange(0, BLOCK_M), column * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -224,7 +224,7 @@ def down_backward_kernel(
     E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """dA for some rows of one expert and BLOCK_N columns, and from it d_pre, act and parts [columns,N] of dg."""
-    expert, first, left, column = find(ends, tl.cdiv(F, BLOCK_N), E, BLOCK_M)
+    expert, first, left, column = find(ends, triton.cdiv(F, BLOCK_N), E, BLOCK_M)
     if left <= 0:
         return
     m, n = tl.arange(0, BLOCK_M), column * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -265,8 +265,8 @@ def dw_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """dW_e = dY_e^T X_e for BLOCK_M of the J and BLOCK_N of the K numbers, over all rows of one expert."""
-    HEIGHT: tl.constexpr = tl.cdiv(J, BLOCK_M)
-    COLUMNS: tl.constexpr = tl.cdiv(K, BLOCK_N)
+    HEIGHT: tl.constexpr = triton.cdiv(J, BLOCK_M)
+    COLUMNS: tl.constexpr = triton.cdiv(K, BLOCK_N)
     expert = tl.program_id(0) // (HEIGHT * COLUMNS)
     down, column = band(tl.program_id(0) % (HEIGHT * COLUMNS), HEIGHT, COLUMNS)
     j, k = down * BLOCK_M + tl.arange(0, BLOCK_M), column * BLOCK_N + tl.arange(0, BLOCK_N)
