@@ -102,8 +102,8 @@ def a_factor(exercise, seen):
     """One factor between what came and what was expected, the same everywhere or one for each case."""
     pairs, factors = flat_pairs(seen), []
     for (got, want), observation in zip(pairs, seen, strict=bool(pairs)):
-        numbers = ~(got.isnan() & want.isnan())  # NaN where it must be tells nothing
-        got, want = got[numbers], want[numbers]
+        numbers = got.isfinite() | (got.nan_to_num(0.5) != want.nan_to_num(0.5))  # NaN or infinity where it must be
+        got, want = got[numbers], want[numbers]  # tells nothing
         if got.any() or want.any():  # where both are zero any factor does
             allowed = 10 * exercise.tolerance * compare.TOLERANCE[observation.case.dtype]
             factors.append(factor_between(got, want, allowed))
@@ -121,8 +121,6 @@ def a_factor(exercise, seen):
 
 def factor_between(got, want, allowed):
     """The one number by which all of `want` was multiplied, None where there is none."""
-    finite = got.isfinite() | (got != want)  # where both are the same infinity any factor does
-    got, want = got[finite], want[finite]
     factor = ((got * want).sum() / (want * want).sum()).item()
     if not factor or not math.isfinite(factor):
         return None
