@@ -51,9 +51,7 @@ class Product(torch.autograd.Function):
         kept = quantized if need_dw else (None, None)
         ctx.save_for_backward(*kept, *(w[2:] if need_dx else (None, None)), ends)
         ctx.options, ctx.dtype = (power_of_2, engine), weight.dtype
-        if ends is None:
-            return engine.matmul_blockscaled(*quantized, *w[:2], x.dtype)
-        return engine.grouped_matmul(*quantized, *w[:2], ends, x.dtype)
+        return multiply(engine, quantized, w[:2], ends, x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -62,9 +60,7 @@ class Product(torch.autograd.Function):
         (power_of_2, engine), dx, dw = ctx.options, None, None
         dy_tiles = engine.quantize_tiles(dy, power_of_2, both=x_fp8 is not None, ends=None if x_fp8 is None else ends)
         if wt_fp8 is not None:
-            w = (wt_fp8, wt_scale) if ends is None else (wt_fp8, wt_scale, ends)
-            multiply = engine.matmul_blockscaled if ends is None else engine.grouped_matmul
-            dx = multiply(*dy_tiles[:2], *w, dy.dtype)
+            dx = multiply(engine, dy_tiles[:2], (wt_fp8, wt_scale), ends, dy.dtype)
         if x_fp8 is not None:
             key = (power_of_2, engine)
             xt = once(x_fp8, key, lambda: engine.requantize_transposed(x_fp8, x_scale, power_of_2, ends))
@@ -74,6 +70,13 @@ class Product(torch.autograd.Function):
                 dw = engine.grouped_wgrad(*dy_tiles[2:], *xt, ends)
             dw = dw.to(ctx.dtype)
         return dx, dw, None, None, None, None, None
+
+
+def multiply(engine, x, w, ends, dtype):
+    """x w^T of codes and scales, or that of experts."""
+    if ends is None:
+        return engine.matmul_blockscaled(*x, *w, dtype)
+    return engine.grouped_matmul(*x, *w, ends, dtype)
 
 
 def once(tensor, key, compute):
@@ -160,11 +163,11 @@ class Fp8Linear(nn.Linear):
 
         The gradient goes to the master as it is.
         """
-        if self.weight_scale_inv is not None:
-            return emulate.dequantize_blocks(self.weight, self.weight_scale_inv, torch.float32)
-        master, engine = self.weight, find_engine(self.impl, self.weight)
-        rounded = engine.dequantize_blocks(*engine.quantize_blocks(master.detach(), self.power_of_2), master.dtype)
-        return master + (rounded - master).detach()  # exact: they differ by less than a factor of 2 (Sterbenz)
+        weight, scale, engine = self.weight, self.weight_scale_inv, find_engine(self.impl, self.weight)
+        if scale is not None:
+            return engine.dequantize_blocks(weight, scale, torch.float32)
+        rounded = engine.dequantize_blocks(*engine.quantize_blocks(weight.detach(), self.power_of_2), weight.dtype)
+        return weight + (rounded - weight).detach()  # exact: rounded is 0 or within a factor of 2 (Sterbenz)
 
 
 def become_fp8(module, power_of_2, impl):
