@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -251,6 +252,10 @@ def test_a_byte_a_number_and_scales_are_kept_for_backward(dtype):
     x = x.detach().requires_grad_()
     kept, _ = saved_bytes(lambda: [linear(x) for linear in linears])  # the second one keeps the first one's x
     assert sum(kept.values()) == M * K + 4 * M * (K // 128) + 2 * weights
+    temporary = x * 1
+    alive, y = weakref.ref(temporary), linears[0](temporary)
+    del temporary
+    assert alive() is None and y.grad_fn is not None, "x itself is let go"
     kept, _ = saved_bytes(lambda: nn.functional.linear(x, linears[0].weight.to(dtype)))
     assert sum(kept.values()) >= M * K * dtype.itemsize, "a plain Linear keeps x itself"
 
