@@ -443,7 +443,7 @@ def grouped_gemm_dw_kernel(x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr,
 my_dw = check(grouped_gemm_dw_kernel)
 
 # %% [markdown]
-# Against torch's own: `grouped_mm` knows its gradient. Expert 1 has no rows.
+# Against torch's own: `grouped_mm` knows its gradient. Expert 1 has no rows. (A program's number has 32 bits. For matrices as many and as large as V3's, `expert.to(tl.int64)` keeps offsets from overflowing.)
 
 
 # %%
@@ -668,7 +668,7 @@ else:
 #
 # - **16 rows** are too few for wgmma: mma multiplies, below Hopper's full speed. That is the tile for decoding, where memory sets the time anyway.
 # - **64 and 128 rows** use wgmma. A tile of 128 × 128 has 16,384 sums in float32: with 4 warps, 128 for each of 128 threads, and 227 of at most 255 registers are in use. 8 warps halve that.
-# - **128 × 256** loads each row for twice as many columns, and needs 144 KiB of shared memory, so that one program fits on an SM. Of 64 × 128, with 72 KiB, three do.
+# - **128 × 256** loads each row for twice as many columns, and needs 144 KiB of shared memory, so that one program fits on an SM (one of the GPU's processors). Of 64 × 128, with 72 KiB, three do.
 # - **SwiGLU** has two blocks of sums: 128 × 128 fills all registers, and a little spills; 64 columns fit.
 #
 # Nothing here says which is fastest. That takes a GPU and a clock.
@@ -871,7 +871,7 @@ print(f"{'both products':22s} {1e3 * accounting.roofline_seconds(flops, nbytes):
 # ## In the real DeepSeek
 #
 # - V3 has 256 routed experts, top-8, $D = 7168$, $F = 2048$ (`n_routed_experts`, `num_experts_per_tok`, `hidden_size`, `moe_intermediate_size`), and drops no token, however skewed the loads (V3 report, 2412.19437).
-# - **DeepGEMM**, its library of products, has your three shapes. Its README: for training and prefill rows lie in a *contiguous* layout, in which each expert's segment is aligned to the tile's height, so no tile needs a mask for rows. For decoding there is a *masked* layout, since the processor does not know the counts. For the gradient of weights the groups lie along the summed dimension.
+# - **DeepGEMM**, its library of products, has your three shapes. Its README: for training and prefill rows lie in a *contiguous* layout, in which each expert's segment is aligned to the tile's height, so that no tile crosses. For decoding there is a *masked* layout, since the processor does not know the counts. For the gradient of weights the groups lie along the summed dimension.
 # - What came after: SonicMoE (2512.14080) routes so that each expert's count becomes a multiple of the tile: "token rounding", against padding.
 
 # %% [markdown]
