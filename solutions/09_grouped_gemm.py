@@ -847,7 +847,7 @@ plots.label_lines(axes)
 plots.show(fig, "Time a token over tokens: gathering stays, loop and one product fall.")
 
 # %% [markdown]
-# Gathering reads a matrix again for each token that chose it, so it pays for one token or two.
+# Gathering reads a matrix again for each token that chose it, so it pays for a few tokens at most.
 #
 # **A few large experts**: the first figure of this lesson. With 16 experts a loop's products are large, and its steps few; on a CPU, where nothing is launched and nothing waits, it is about as good.
 #
