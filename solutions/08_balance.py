@@ -30,10 +30,10 @@ _ = torch.manual_seed(0)
 #
 # In lesson 07 a **router** gave each token **scores** $s_i$ between 0 and 1, one for each of $E$ **experts** (small feed-forward networks), and sent it to the $A$ best. The **load** of an expert is the number of tokens that it gets. The cross-entropy, the loss that is trained, rewards good predictions alone: nothing in it asks for equal loads.
 #
-# What happens then? Below, a model of two such layers is trained for 100 steps: $E = 16$, $A = 2$, $T = 64$ tokens in each of $B = 16$ **sequences** of a step. Those are 1,024 tokens and 2,048 choices, on average 128 for each expert. Reading the text and training take about 10 seconds.
+# What happens then? Below, a model of two such layers is trained for 80 steps: $E = 16$, $A = 2$, $T = 64$ tokens in each of $B = 16$ **sequences** of a step. Those are 1,024 tokens and 2,048 choices, on average 128 for each expert. Reading the text and training take about 10 seconds.
 
 # %% tags=["nbval-ignore-output"]
-STEPS, SEEDS, E, A, T = (6 if fast() else 100), (2 if fast() else 3), 16, 2, 64
+STEPS, SEEDS, E, A, T = (6 if fast() else 80), (2 if fast() else 3), 16, 2, 64
 if fast():
     print("MINIDS_FAST is set: 6 steps and 2 seeds, so the figures below mean nothing")
 text = load_text(vocab_size=1024)
@@ -154,12 +154,12 @@ my_max_violation = check(max_violation)
 
 
 # %%
-def luck(tokens, n_experts=E, top_k=A, draws=100):
+def luck(tokens, draws=100):
     """The mean MaxVio of uniformly random choices."""
     found = []
     for _ in range(draws):
-        chosen = torch.rand(1, tokens, n_experts).topk(top_k).indices
-        found.append(my_max_violation(my_load_fractions(chosen, n_experts)[0]))
+        chosen = torch.rand(1, tokens, E).topk(A).indices
+        found.append(my_max_violation(my_load_fractions(chosen, E)[0]))
     return torch.stack(found).mean().item()
 
 
@@ -323,11 +323,11 @@ explore(draw, alt="MaxVio and biases over 300 simulated steps", size=(8, 3.4), *
 # | bias | 0 | 0.005 |
 # | strong loss | 1 | 0 |
 #
-# Why not V3's $\gamma = 0.001$? In 100 steps it moves a bias by 0.1 at most.
+# Why not V3's $\gamma = 0.001$? In 80 steps it moves a bias by 0.08 at most.
 #
 # ### Your prediction
 #
-# You know MaxVio without balancing and the floor, for 1,024 tokens a step. To which MaxVio does the bias bring it, on average over the last 20 of the 100 steps? Write a number in place of `None`.
+# You know MaxVio without balancing and the floor, for 1,024 tokens a step. To which MaxVio does the bias bring it, on average over the last 16 of the 80 steps? Write a number in place of `None`.
 
 # %%
 my_guess = None  # a MaxVio, such as 2
