@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from minids import layer_kernels
+from minids.fp8 import kernels as kernels_of_fp8
+from minids.fp8 import quantize_kernels as quantisers_of_fp8
 from minids.lab import compiled
 from minids.mla import kernels
 from minids.moe import dispatch_kernels
@@ -152,6 +154,104 @@ def test_experts_fit_and_spill_nothing(found_in_moe, case):
 def test_dispatch_fits_and_spills_nothing(found_in_moe):
     found = [one for (case, _), one in found_in_moe.items() if case not in EXPERTS]
     assert len(found) == 12 and not [str(one) for one in found if one.spills or not one.fits]
+
+
+# FP8 -------------------------------------------------------------------------------------------------------------
+
+FP8, OPTIONAL = "*fp8e4nv", ("x_scale", "gates", "ends", "out", "out_t", "scale_t")
+
+
+def of_fp8(kernel, arch, options, values, **types):
+    """The request for a kernel of FP8: pointers are fp32 scales and sizes i32 where `types` says nothing else."""
+    sizes = {"M", "N", "K", "stride", "width", "x_row", "x_tile", "w_expert", "w_row", "w_tile"}
+    values = {**dict.fromkeys(name for name in OPTIONAL if name in kernel.arg_names and name not in types), **values}
+    values |= {"TILE": 128} | ({"BITS": arch < 90} if "BITS" in kernel.arg_names else {"WIDE": False})
+    types = {n: types.get(n, "i32" if n in sizes else "*fp32") for n in kernel.arg_names if n not in values}
+    return compiled.request(
+        kernel, types, values, arch, **options, aligned=sizes & {*types} - {"M", "x_tile", "w_tile"}
+    )
+
+
+def products(arch):
+    """(what, request) of FP8's products: few and many rows, of a Linear and of 64 experts, ragged sums too."""
+    for rows in (4096, 64)[: 1 if arch == 89 else 2]:  # there both are compiled alike
+        for experts in ("none", "rows", "sum"):
+            for blocks in {"none": (True, False), "rows": (True,), "sum": (False,)}[experts]:
+                if rows == 64 and not blocks:
+                    continue  # as for many rows
+                for even in (True, False)[: 1 + (arch == 90)]:
+                    values = kernels_of_fp8.config(rows, arch, blocks)
+                    options = {name: values.pop(name) for name in ("num_warps", "num_stages")}
+                    E = 1 if experts == "none" else 64
+                    values |= {"E": E, "BLOCK_E": E, "EXPERTS": experts, "BLOCKS": blocks, "EVEN": even, "x_row": 1}
+                    types = {"x": FP8, "x_scale": "*fp32", "w": FP8, "y": "*fp32" if not blocks else "*bf16"}
+                    types |= {} if E == 1 else {"ends": "*i32"}
+                    what = f"{rows} rows, experts {experts}, {'blocks' if blocks else 'tiles'}, even {even}"
+                    values |= {"w_tile" if blocks else "w_row": 1}
+                    yield what, of_fp8(kernels_of_fp8.matmul_kernel, arch, options, values, **types)
+
+
+def quantisers(arch):
+    """(what, request) of FP8's quantisers as they are launched, all of them of bf16."""
+    rows, columns = {"out": FP8, "scale": "*fp32"}, {"out_t": FP8, "scale_t": "*fp32"}
+    for power in (False, True)[: 1 + (arch == 90)]:
+        for what, types in (
+            ("rows", {"x": "*bf16", **rows}),
+            ("both", {"x": "*bf16", **rows, **columns}),
+            ("both of experts", {"x": "*bf16", "ends": "*i32", **rows, **columns}),
+            ("transposed", {"x": FP8, "x_scale": "*fp32", **columns}),
+            ("SwiGLU", {"x": "*bf16", "up": "*bf16", "gates": "*fp32", **rows}),
+        ):
+            E, square = 64 if "ends" in types else 1, "out_t" in types
+            values = {"E": E, "BLOCK_E": E, "BLOCK": 128 if square else 32, "POWER": power}
+            values |= {} if "up" in types else {"up": None}
+            values |= {} if "out" in types else {"scale": None}
+            options = {"num_warps": 16 if square else 4}
+            yield f"{what}, {power}", of_fp8(quantisers_of_fp8.tiles_kernel, arch, options, values, **types)
+        block = {"w": "*bf16", **rows, **columns}
+        options, values = {"num_warps": 16}, {"POWER": power}
+        yield f"blocks, {power}", of_fp8(quantisers_of_fp8.blocks_kernel, arch, options, values, **block)
+    back = {"w": FP8, "out": "*bf16"}
+    yield "back", of_fp8(quantisers_of_fp8.dequantize_kernel, arch, {}, {}, **back)
+
+
+@pytest.fixture(scope="module")
+def found_in_fp8():
+    """{(arch, what): CompiledFacts} of FP8's kernels, from one process; DoesNotCompile for sm_80."""
+    wanted = {(arch, what): one for arch in (89, 90, 100) for of in (products, quantisers) for what, one in of(arch)}
+    wanted |= {(80, "rows"): next(quantisers(80))[1], (80, "product"): next(products(80))[1]}
+    found = dict(zip(wanted, compiled.facts_of_all(wanted.values()), strict=True))
+    for (_, what), one in found.items():
+        print(what, one)
+    return found
+
+
+@pytest.mark.parametrize("arch", [89, 90, 100])
+def test_fp8_fits_and_spills_nothing(found_in_fp8, arch):
+    found = {what: one for (of, what), one in found_in_fp8.items() if of == arch}
+    assert len(found) == {89: 11, 90: 25, 100: 13}[arch]
+    kind, count = {89: ("mma", 64), 90: ("wgmma", 4), 100: ("tcgen05", 4)}[arch]
+    for what, one in found.items():
+        assert one.spills == 0 and one.fits, f"{what}: {one}"
+        assert one.kernel != "matmul_kernel" or getattr(one, kind) >= count, f"{what}: {one}"
+
+
+def test_fp8_divides_and_rounds_as_ieee_says(found_in_fp8):
+    """Bit equality with the reference needs div.rn; the approximate division is in SwiGLU's sigmoid alone.
+
+    And one rounding from fp32 to E4M3: for sm_89 Triton would go by fp16, so there it is done by bits.
+    """
+    for (arch, what), one in found_in_fp8.items():
+        if arch != 80 and one.kernel in ("tiles_kernel", "blocks_kernel"):
+            assert "div.rn.f32" in one.ptx and ".ftz" not in one.ptx, what
+            assert ("cvt.rn.satfinite.e4m3x2.f32" in one.ptx) == (arch >= 90) and "e4m3x2.f16x2" not in one.ptx, what
+            assert ("div.full" in one.ptx or "div.approx" in one.ptx) == ("SwiGLU" in what), what
+
+
+def test_no_fp8_before_sm_89(found_in_fp8):
+    for what in ("rows", "product"):
+        found = found_in_fp8[80, what]
+        assert isinstance(found, compiled.DoesNotCompile) and "fp8e4nv not supported" in str(found)
 
 
 # The module itself -----------------------------------------------------------------------------------------------

@@ -39,12 +39,9 @@ def scale_of(value, AXIS: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def to_e4m3(value, WIDE: tl.constexpr):
-    """The nearest E4M3 of fp32 numbers that round to 448 at most, or are NaN; WIDE, for the interpreter, by their bits.
-
-    Its own conversion halves what rounds up to a power of 2, and takes NaN for 384.
-    """
-    if WIDE:
+def to_e4m3(value, BITS: tl.constexpr):
+    """The nearest E4M3 of fp32 numbers that round to 448 at most, or are NaN; with BITS by their bits (see by_bits)."""
+    if BITS:
         bits = value.to(tl.int32, bitcast=True)
         size = bits & 0x7FFFFFFF
         normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - ((127 - 7) << 3)  # 20 bits less, another bias
@@ -56,17 +53,26 @@ def to_e4m3(value, WIDE: tl.constexpr):
         return value.to(tl.float8e4nv)
 
 
+def by_bits(where):
+    """Whether Triton's own conversion to E4M3 would not do on this device.
+
+    The interpreter's halves what rounds up to a power of 2, and takes NaN for 384. For sm_89 Triton rounds to fp16 and
+    from there to FP8: twice, so what lies just beside the middle of two numbers may go to the wrong one.
+    """
+    return not triton_env.compiles() or triton_env.gpu(where)[0] < 90
+
+
 @triton.jit
-def quantize(value, scale, POWER: tl.constexpr, WIDE: tl.constexpr):
+def quantize(value, scale, POWER: tl.constexpr, BITS: tl.constexpr):
     """value / scale as E4M3; it is at most 448 and a rounding error, which round to 448."""
-    return to_e4m3(value * tl.div_rn(1.0, scale) if POWER else tl.div_rn(value, scale), WIDE)
+    return to_e4m3(value * tl.div_rn(1.0, scale) if POWER else tl.div_rn(value, scale), BITS)
 
 
 @triton.jit(do_not_specialize=["M"])
 def tiles_kernel(
     x, x_scale, up, gates, ends, out, scale, out_t, scale_t, M, K, stride, width,
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, POWER: tl.constexpr,
-    WIDE: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """BLOCK rows x 128 columns in tiles along rows (out), columns (out_t [K,width]), or both.
 
@@ -79,7 +85,7 @@ def tiles_kernel(
     row, k = first + tl.arange(0, BLOCK), column * TILE + tl.arange(0, TILE)
     mine, there, wide_row = row < last, k < K, row.to(tl.int64)[:, None]
     inside, at = mine[:, None] & there[None, :], wide_row * stride + k[None, :]
-    value = decode(tl.load(x + at, mask=inside, other=0.0), WIDE and x_scale is not None).to(tl.float32)
+    value = decode(tl.load(x + at, mask=inside, other=0.0), BITS and x_scale is not None).to(tl.float32)
     if x_scale is not None:
         value *= tl.load(x_scale + column * M + row, mask=mine, other=0.0)[:, None]
     if up is not None:
@@ -89,12 +95,12 @@ def tiles_kernel(
     if out is not None:
         s = scale_of(value, 1, POWER)
         tl.store(scale + column * M + row, s, mask=mine)
-        tl.store(out + wide_row * K + k[None, :], quantize(value, s[:, None], POWER, WIDE), mask=inside)
+        tl.store(out + wide_row * K + k[None, :], quantize(value, s[:, None], POWER, BITS), mask=inside)
     if out_t is not None:
         s, m = scale_of(value, 0, POWER), slot * TILE + tl.arange(0, BLOCK)
         tl.store(scale_t + slot * K + k, s, mask=there)
         to = out_t + k.to(tl.int64)[:, None] * width + m[None, :]
-        codes = tl.trans(quantize(value, s[None, :], POWER, WIDE))
+        codes = tl.trans(quantize(value, s[None, :], POWER, BITS))
         tl.store(to, codes, mask=there[:, None] & (m < width)[None, :])
 
 
@@ -151,7 +157,7 @@ def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=Fals
         tiles_kernel[(slots, triton.cdiv(K, TILE))](
             x, x_scale, x[:, K:] if swiglu else None, gates, ends, *out, M, K, x.stride(0), width, E=E,
             BLOCK_E=triton.next_power_of_2(E), BLOCK=block, TILE=TILE, POWER=power_of_2,
-            WIDE=not triton_env.compiles(), num_warps=16 if columns else 4,
+            BITS=by_bits(x.device), num_warps=16 if columns else 4,
         )  # fmt: skip
     return tuple(t for t in out if t is not None)
 
@@ -162,7 +168,7 @@ def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=Fals
 @triton.jit
 def blocks_kernel(
     w, out, scale, out_t, scale_t, N, K,
-    TILE: tl.constexpr, POWER: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr, POWER: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """One block of w [E,N,K] in FP8 to out and, transposed, to out_t; its scale to scale and scale_t."""
     expert, i, j = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
@@ -170,7 +176,7 @@ def blocks_kernel(
     inside, at = (n < N)[:, None] & (k < K)[None, :], n.to(tl.int64)[:, None] * K + k[None, :]
     value = tl.load(w + expert * N * K + at, mask=inside, other=0.0).to(tl.float32)
     s = scale_of(value, None, POWER)
-    codes = quantize(value, s, POWER, WIDE)
+    codes = quantize(value, s, POWER, BITS)
     high, wide = tl.num_programs(0), tl.num_programs(1)
     tl.store(scale + (expert * high + i) * wide + j, s)
     tl.store(out + expert * N * K + at, codes, mask=inside)
@@ -193,7 +199,7 @@ def quantize_blocks(w, power_of_2=False, transposed=False):
     for codes, scales in (((N, K), (high, wide)), ((K, N), (wide, high)))[: 1 + transposed]:
         out += [w.new_empty(*E, *codes, dtype=E4M3), w.new_empty(*E, *scales, dtype=torch.float32)]
     if w.numel():
-        sizes = {"TILE": TILE, "POWER": power_of_2, "WIDE": not triton_env.compiles(), "num_warps": 16}
+        sizes = {"TILE": TILE, "POWER": power_of_2, "BITS": by_bits(w.device), "num_warps": 16}
         blocks_kernel[(high, wide, *E)](w, *out, *[None] * (4 - len(out)), N, K, **sizes)
     return tuple(out)
 
