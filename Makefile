@@ -52,6 +52,6 @@ gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch finds no CUDA GPU here')"
 	@# the benchmarks compare results themselves, so they run whatever the tests say; no case begins after 6 minutes
 	$(BIN)/python -m pytest -q -m gpu tests; tests=$$?; \
-		$(BIN)/python -m minids.bench mla moe layers --record --minutes 6 && exit $$tests
+		$(BIN)/python -m minids.bench mla moe fp8 layers --record --minutes 6 && exit $$tests
 
 .PHONY: help setup lab test train lessons bench gpu

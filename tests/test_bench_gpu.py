@@ -7,7 +7,7 @@ import torch
 
 from minids import bench, triton_env
 from minids.bench import __main__ as command
-from minids.bench import gpu, harness, layers, mla, moe
+from minids.bench import fp8, gpu, harness, layers, mla, moe
 from minids.layers import apply_rope
 
 pytestmark = pytest.mark.skipif(not triton_env.installed(), reason="triton is not installed")
@@ -66,6 +66,35 @@ def test_a_wrong_experts_side_is_not_timed(monkeypatch):
     monkeypatch.setattr(moe.reference, "grouped_gemm", lambda x, w, ends: torch.ones(len(x), w.shape[1]))
     with pytest.raises(harness.BenchError, match="minids's result 0 differs"):
         moe.run(quick=True)
+
+
+def test_quick_runs_every_side_of_fp8(tmp_path, capsys):
+    command.main(["fp8", "--quick", "--json", str(tmp_path / "out.json")])
+    outcome = json.loads((tmp_path / "out.json").read_text())["fp8"]
+    sides = {case["case"].split(",")[0]: set(case["best"]) for case in outcome["cases"]}
+    assert list(sides) == [
+        "Fprop 64×128×256",
+        "Wgrad 64×128×256",
+        "linear forward + backward 64×128×256",
+        "quantise 128×256",
+        "train step tiny",
+    ]
+    assert len(outcome["cases"]) == 7 and all("minids" in found for found in sides.values())
+    assert sum("torch bf16" in found for found in sides.values()) == 3 and "minids bf16" in sides["train step tiny"]
+
+
+def test_a_wrong_fp8_side_is_not_timed(monkeypatch):
+    monkeypatch.setattr(fp8, "sglang", lambda: lambda x, xs, w, ws, *_: torch.zeros(len(x), len(w)))
+    device, known = gpu.Device(quick=True), {}
+    case = fp8.product(device, 64, 128, 256, False, 1, known)
+    assert "differs from the fp32 reference" in case["skipped"]["SGLang"] and "SGLang" not in case["best"]
+    assert fp8.product(device, 64, 256, 256, False, 1, known)["skipped"]["SGLang"] == case["skipped"]["SGLang"]
+    monkeypatch.setattr(fp8, "ours", lambda: lambda x, xs, w, ws, *_: torch.zeros(len(x), len(w)))
+    with pytest.raises(harness.BenchError, match="minids's result 0 differs"):
+        fp8.product(device, 64, 128, 256, False, 1, {})
+    monkeypatch.setattr(fp8, "linear_step", lambda module: lambda x, dy, weight: (torch.zeros_like(x), weight))
+    with pytest.raises(harness.BenchError, match="minids's gradient is off"):
+        fp8.linear(device, 64, 128, 256, 1, {})
 
 
 def test_work_of_the_experts_by_hand():

@@ -12,10 +12,11 @@ from pathlib import Path
 SUITES = {
     "mla": "minids.bench.mla",
     "moe": "minids.bench.moe",
+    "fp8": "minids.bench.fp8",
     "layers": "minids.bench.layers",
     "cpu": "minids.bench.cpu",
 }
-GPU_SUITES = ("mla", "moe", "layers")
+GPU_SUITES = ("mla", "moe", "fp8", "layers")
 RECORDS = Path(__file__).with_name("records")
 
 
