@@ -163,9 +163,10 @@ def test_only_gradients_that_are_wanted():
 
 
 def test_a_choice_of_no_expert_adds_nothing():
-    indices, inputs = choose("even", 30, 4, 2).to(DEVICE), leaves(30, 16, 4, 8, 2, torch.float32)
+    indices, inputs = choose("even", 150, 4, 2).to(DEVICE), leaves(150, 16, 4, 8, 2, torch.float32)
     indices[3] = torch.tensor([-1, 4])
     indices[7, 0], indices[8, 1] = 2**32, -(2**40)
+    indices[50:] = 9  # so many that tiles are left which no expert needs
     x, gates, gate_up, down = (t.detach() for t in inputs)
 
     def forward_and_back():

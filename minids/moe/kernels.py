@@ -16,15 +16,15 @@ Rows of x and dout are read where the tokens lie, without a copy [N,D]. A step k
 A grid must be known before the routing is. An expert with rows begin to end-1 has at most end // BLOCK_M -
 begin // BLOCK_M + 1 tiles and gets so many slots, from number begin // BLOCK_M + e on: N // BLOCK_M + E for all. A
 program counts the experts whose slots end before its own (`find`), and returns where no row is left for it. Programs
-start in the order of their numbers, some hundred at once: 8 tiles of rows by all columns come together (`band`), so
-that the rows and weights they share come from L2.
+start in order, some hundred at once: 8 tiles of rows by all columns (`band`) share their rows and weights in L2.
 
 Sums are in fp32, in one order, and no kernel adds atomically: two runs give the same bits. So `down` writes rows that
-`combine` sums. Atomic additions into out would save these bytes, but their order changes from run to run.
-
-On tensor cores a product's first side has 64 rows (wgmma, Hopper); few rows an expert, as in decoding, take tiles of
-16. Not here: the shared experts, a plain SwiGLU; FP8; persistent programs, which hide a tile's end behind the next.
+`combine` sums; atomic additions into out would save these bytes, but their order changes from run to run. On tensor
+cores a product's first side has 64 rows (wgmma, Hopper); few rows an expert, as in decoding, take tiles of 16. Not
+here: the shared experts, a plain SwiGLU; FP8; persistent programs, which hide the end of a tile behind the next.
 """
+
+import functools
 
 import torch
 
@@ -34,7 +34,7 @@ from minids.triton_env import need
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @triton.jit
@@ -99,11 +99,12 @@ def halves(tile):
 def check(what, floats, fit, expected, *others):
     """Whether kernels are interpreted; raises where `what` cannot run, or is given tensors that do not go together."""
     interpreted = triton_env.require(what) == "interpreter"
-    given = f"{what} is given " + ", ".join(f"{n} {[*t.shape]} {t.dtype} on {t.device}" for n, t in floats.items())
-    need(fit, f"{given}; give {expected}, as in the plan of N = M*A rows and E experts")
     kinds, places = {t.dtype for t in floats.values()}, {t.device for t in (*floats.values(), *others)}
-    need(len(kinds) == 1 and kinds <= {*DTYPES}, f"{given}; give all as one of fp32, fp16 and bf16")
-    need(len(places) == 1, f"{given}, and gates and plan on {others[-1].device}; put all on one device")
+    if not fit or len(kinds) > 1 or not kinds <= DTYPES or len(places) > 1:  # before a text is made at every call
+        given = f"{what} is given " + ", ".join(f"{n} {[*t.shape]} {t.dtype} on {t.device}" for n, t in floats.items())
+        need(fit, f"{given}; give {expected}, as in the plan of N = M*A rows and E experts")
+        need(len(places) == 1, f"{given}, and gates and plan on {others[-1].device}; put all on one device")
+        raise ValueError(f"{given}; give all as one of fp32, fp16 and bf16")
     return interpreted
 
 
@@ -126,9 +127,10 @@ def blocks(kind, rows, width, dtype, arch):
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
-def tiling(kind, x, N, E, width):
+@functools.lru_cache(maxsize=1024)
+def tiling(kind, N, E, width, dtype, where):
     """(grid, sizes) of the kernel `kind` for N rows of E experts, `width` columns in the result."""
-    sizes = {"E": E, **blocks(kind, N / E, width, x.dtype, triton_env.gpu(x.device)[0])}
+    sizes = {"E": E, **blocks(kind, N / E, width, dtype, triton_env.gpu(where)[0])}
     return ((N // sizes["BLOCK_M"] + E) * triton.cdiv(width, sizes["BLOCK_N"]),), sizes
 
 
@@ -165,7 +167,7 @@ def up(x, gate_up_proj, gates, order, ends, keep=True):
     floats, expected = {"x": x, "gate_up_proj": gate_up_proj}, "[M,D] and [E,2F,D]"
     wide = check("the experts' up-projection", floats, fit, expected, gates, order, ends)
     act, pre = x.new_empty(N, F), x.new_empty(N, two_f) if keep else None
-    grid, sizes = tiling("up", x, N, E, F)
+    grid, sizes = tiling("up", N, E, F, x.dtype, x.device)
     inputs = x.contiguous(), gate_up_proj.contiguous(), gates.contiguous(), order, ends
     up_kernel[grid](*inputs, act, pre, gates.shape[1], D, F, keep, WIDE=wide, **sizes)
     return act, pre
@@ -196,8 +198,7 @@ def grouped_gemm(x, weights, ends):
     (E, J, K), N = weights.shape, len(x)
     fit = x.shape == (N, K) and ends.shape == (E,)
     wide = check("the grouped product", {"x": x, "weights": weights}, fit, "[N,K] and [E,J,K]", ends)
-    y = x.new_empty(N, J)
-    grid, sizes = tiling("product", x, N, E, J)
+    y, (grid, sizes) = x.new_empty(N, J), tiling("product", N, E, J, x.dtype, x.device)
     product_kernel[grid](x.contiguous(), weights, ends, y, *weights.stride(), K, J, WIDE=wide, **sizes)
     return y
 
@@ -205,8 +206,7 @@ def grouped_gemm(x, weights, ends):
 @triton.jit
 def through_swiglu(d, pre, g, act, d_pre, m, n, rows, F: tl.constexpr, BLOCK: tl.constexpr):
     """Write act and d_pre in the columns n of dA = `d`, half of a BLOCK, and give each row's part of dg."""
-    columns = fits(n, BLOCK, F)
-    at = (m * (2 * F))[:, None] + n[None, :]
+    columns, at = fits(n, BLOCK, F), (m * (2 * F))[:, None] + n[None, :]
     gate, up = read(pre + at, rows, columns, True), read(pre + F + at, rows, columns, True)
     s = tl.sigmoid(gate)
     h = gate * s * up
@@ -252,8 +252,8 @@ def down_backward(dout, down_proj, gates, pre, order, ends):
     floats, expected = {"dout": dout, "down_proj": down_proj, "pre": pre}, "[M,D], [E,D,F] and [N,2F]"
     wide = check("the experts' backward pass", floats, fit, expected, gates, order, ends)
     d_pre, act = pre.new_empty(N, 2 * F), pre.new_empty(N, F)
-    grid, sizes = tiling("back", dout, N, E, F)
-    parts = torch.zeros(triton.cdiv(F, sizes["BLOCK_N"]), N, device=dout.device)  # a choice without a row writes none
+    grid, sizes = tiling("back", N, E, F, dout.dtype, dout.device)
+    parts = dout.new_zeros(triton.cdiv(F, sizes["BLOCK_N"]), N, dtype=torch.float32)  # not each choice has a row
     inputs = dout.contiguous(), down_proj.contiguous(), gates.contiguous(), pre, order, ends
     down_backward_kernel[grid](*inputs, d_pre, act, parts, N, gates.shape[1], D, F, WIDE=wide, **sizes)
     return d_pre, act, parts.sum(0).view(gates.shape)
