@@ -182,7 +182,7 @@ def experts_grouped(x, indices, gates, gate_up_proj, down_proj):
 
 
 def experts_by(product, x, indices, gates, gate_up, down):
-    """As experts_grouped by product(rows [N,K], weight [E,J,K], ends [E], scale), of gate_up and down with their scales.
+    """As experts_grouped by product(rows [N,K], weight [E,J,K], ends [E], scale), of gate_up and down with scales.
 
     Gate and up are two products where blocks of 128 rows would cross from one into the other.
     """
