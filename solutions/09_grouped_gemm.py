@@ -721,7 +721,7 @@ plots.show(fig, "Skew costs no time on one device; of 8 devices the fullest has 
 
 
 # %%
-def expert_work(tokens, E=E, A=A, D=D, F=F):
+def expert_work(tokens):
     """(FLOPs, bytes) of both products: rows in and out once, the matrices that are used once."""
     n = tokens * A
     used = E * (1 - (1 - A / E) ** tokens)  # expected, with a fair router
