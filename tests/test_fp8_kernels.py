@@ -27,6 +27,7 @@ DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
 E4M3, NAN = torch.float8_e4m3fn, float("nan")
+EXACT = 1e-5 if DEVICE == "cpu" else 1e-3  # Hopper's tensor cores add 128 products with about 14 bits
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 POWER = pytest.mark.parametrize("power_of_2", [False, True])
 ENDS = [[3], [0], [0, 70, 70, 260, 300], [128, 256, 300], [300, 300, 300], [1, 130, 131, 258, 259, 300], [0, 0, 300]]
@@ -215,7 +216,7 @@ def test_swiglu_is_quantised_as_it_comes(shape, dtype, power_of_2):
         h = silu_mul(*gate_up.float().chunk(2, 1), impl="torch") * (1 if g is None else g[:, None])
         codes, scale = run(quantisers.silu_mul_quantize, gate_up, power_of_2, g)
         want, want_scale = reference.quantize_tiles(h, power_of_2)
-        assert ((scale - want_scale).abs() <= 2e-6 * want_scale).all()
+        assert ((scale - want_scale).abs() <= 1e-5 * want_scale).all()
         off = (bits(codes).int() - bits(want).int()).abs()
         assert off.max() <= 1 and off.count_nonzero() <= 2 + off.numel() / 1000
     x = torch.zeros(3, 2 * F)
@@ -310,7 +311,7 @@ def test_products(shape, power_of_2):
         for dtype in DTYPES:
             y = run(kernels.matmul_blockscaled, *x_fp8, *w_fp8, dtype)
             assert y.shape == (M, N) and y.dtype == dtype
-            assert relative_error(y, want) < (1e-5 if dtype == torch.float32 else TOLERANCE[dtype] / 3)
+            assert relative_error(y, want) < (EXACT if dtype == torch.float32 else TOLERANCE[dtype] / 3)
     assert run(kernels.matmul_blockscaled, *x_fp8, *w_fp8).dtype == torch.bfloat16
 
 
@@ -337,7 +338,7 @@ def test_the_three_products_of_a_linear(shape):
         (run(multiply, *dy_fp8[:2], *w_fp8[2:], torch.float32), reference.dgrad(*dy_fp8[:2], *w_fp8[:2])),
         (run(multiply, *dy_fp8[2:], *xt, torch.float32), reference.wgrad(dy, *x_fp8)),
     ):
-        assert relative_error(got, want) < 1e-5
+        assert relative_error(got, want) < EXACT
 
 
 def test_operands_that_are_not_contiguous():
@@ -345,7 +346,7 @@ def test_operands_that_are_not_contiguous():
     x_fp8, x_scale = reference.quantize_tiles(torch.randn(40, 400))
     x_fp8, x_scale = x_fp8[:, :256][::2, 128:], x_scale[::2, 1:2]
     got = run(kernels.matmul_blockscaled, x_fp8, x_scale, w_fp8.T[:, :128], w_scale.T[:, :1], torch.float32)
-    assert relative_error(got, product(x_fp8, x_scale, w_fp8.T[:, :128], w_scale.T[:, :1])) < 1e-5
+    assert relative_error(got, product(x_fp8, x_scale, w_fp8.T[:, :128], w_scale.T[:, :1])) < EXACT
 
 
 def test_nan_shows_in_its_row_and_its_column_alone():
@@ -385,9 +386,9 @@ def test_products_of_experts(ends, dtype):
             assert not dw[e].any()  # and NaN would be any
             continue
         mine = [t[begin:end] for t in x_fp8[:2]]
-        assert relative_error(y[begin:end], product(*mine, *(t[e] for t in w_fp8))) < 1e-5
+        assert relative_error(y[begin:end], product(*mine, *(t[e] for t in w_fp8))) < EXACT
         both = reference.quantize_tiles(dy[begin:end].T), reference.quantize_tiles(x[begin:end].T)
-        assert relative_error(dw[e], product(*both[0], *both[1])) < 1e-5
+        assert relative_error(dw[e], product(*both[0], *both[1])) < EXACT
     assert y[ends[-1] :].isnan().all()  # nobody's
 
 
@@ -426,7 +427,11 @@ def test_a_product_multiplies_what_it_must():
     x_fp8, w_fp8 = reference.quantize_tiles(torch.randn(130, 300)), reference.quantize_blocks(torch.randn(129, 300))
     y, met = call(kernels.matmul_blockscaled, *x_fp8, *w_fp8, torch.float32)
     assert (met.launches, met.programs, met.multiply_adds) == (1, 4, 4 * 3 * 128**3)
-    assert met.stored == y.nbytes and met.distinct_loaded <= (130 + 129) * 384 + x_fp8[1].nbytes + w_fp8[1].nbytes
+    scales = x_fp8[1].nbytes + w_fp8[1].nbytes
+    assert met.stored == y.nbytes and met.distinct_loaded == (130 + 129) * 384 + scales  # filled up: 300 is no 16 n
+    x_fp8, w_fp8 = reference.quantize_tiles(torch.randn(9, 304)), reference.quantize_tiles(torch.randn(9, 304))
+    _, met = call(kernels.matmul_blockscaled, *x_fp8, *w_fp8)
+    assert met.distinct_loaded == 2 * (9 * 304 + x_fp8[1].nbytes)  # as it is
 
 
 # What they refuse ------------------------------------------------------------------------------------------------
