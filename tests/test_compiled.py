@@ -285,6 +285,12 @@ def test_a_kernel_with_its_helper():
     assert ".target sm_90a" in one.ptx and "no tensor cores" in str(one)
 
 
+def test_the_same_request_twice_gives_the_same_facts_twice():
+    wanted = compiled.request(twice_kernel, TYPES, {"BLOCK": 256})
+    one, other = compiled.facts_of_all([wanted, wanted])
+    assert one == other and one.registers >= 4
+
+
 def test_spills_and_what_does_not_fit_show():
     def product(dtype, size, arch, warps):
         types = {"a": f"*{dtype}", "b": f"*{dtype}", "out": "*fp32"}

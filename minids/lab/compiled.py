@@ -146,8 +146,11 @@ def compile_one(wanted, path):
 def main(folder):
     """Read requests as JSON from stdin, print their facts as JSON."""
     requests = json.load(sys.stdin)
-    found = [compile_one(wanted, Path(folder) / f"kernel_{i}.py") for i, wanted in enumerate(requests)]
-    print("\n" + json.dumps(found))
+    found = {}  # the same request again would come from Triton's cache, without the log that has the registers
+    for i, wanted in enumerate(requests):
+        if (key := json.dumps(wanted)) not in found:
+            found[key] = compile_one(wanted, Path(folder) / f"kernel_{i}.py")
+    print("\n" + json.dumps([found[json.dumps(wanted)] for wanted in requests]))
 
 
 if __name__ == "__main__":
