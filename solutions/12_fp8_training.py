@@ -46,7 +46,7 @@ _ = torch.manual_seed(0)
 # %% tags=["hide-input"]
 
 
-def draw_product(axes, name, first, second, shared):
+def draw_product(axes, name, first, second, shared, title):
     """Two factors and their result as boxes; tiles along the summed dimension are coloured."""
     sizes, boxes = {"M": 3.4, "N": 2.0, "K": 2.7}, []
     (a, (rows, _)), (b, (_, columns)) = first, second
@@ -62,14 +62,14 @@ def draw_product(axes, name, first, second, shared):
             if way == "v":
                 axes.bar(x + 0.22, high / 2, 0.44, bottom=y + high * (1 - n) / 2, **color)
         axes.text(x + wide / 2 + 0.15, y + high / 2 - 0.15, text, ha="center", va="center")
-    axes.set(xlim=(-0.3, 7.2), ylim=(-0.3, 7.6), title=f"sums over {shared}")
+    axes.set(xlim=(-0.3, 7.2), ylim=(-0.3, 6.7), title=f"{title}: sums over {shared}")
     axes.axis("off")
 
 
-fig, panels = plots.figure(9, 3.4, columns=3)
-draw_product(panels[0], "y\n[M,N]", ("x\n[M,K]", "MK"), ("Wᵀ\n[K,N]", "KN"), "K")
-draw_product(panels[1], "dx\n[M,K]", ("dy\n[M,N]", "MN"), ("W\n[N,K]", "NK"), "N")
-draw_product(panels[2], "dW\n[N,K]", ("dyᵀ\n[N,M]", "NM"), ("x\n[M,K]", "MK"), "M")
+fig, panels = plots.figure(9, 3, columns=3)
+draw_product(panels[0], "y\n[M,N]", ("x\n[M,K]", "MK"), ("Wᵀ\n[K,N]", "KN"), "K", "Fprop")
+draw_product(panels[1], "dx\n[M,K]", ("dy\n[M,N]", "MN"), ("W\n[N,K]", "NK"), "N", "Dgrad")
+draw_product(panels[2], "dW\n[N,K]", ("dyᵀ\n[N,M]", "NM"), ("x\n[M,K]", "MK"), "M", "Wgrad")
 plots.show(fig, "The three products of a Linear; coloured: tiles along the dimension of the sum.")
 
 # %% [markdown]
@@ -113,15 +113,19 @@ def linears(model):
 
 def tensors_of(model, inputs, targets):
     """{name: (x, W, dy)} of each Linear, in one pass forward and back, in float32."""
-    seen, hooks = {}, []
-    for name, layer in linears(model).items():
-        keep = lambda _, args, y, name=name: seen.update({name: (args[0], y)})  # noqa: E731
-        hooks.append(layer.register_forward_hook(keep))
+    seen = {}
+
+    def keep(name):
+        return lambda _, args, y: seen.update({name: (args[0], y)})
+
+    def flat(t):
+        return t.detach().float().flatten(0, -2)
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in linears(model).items()]
     loss = model.loss(inputs, targets)[0]
     for hook in hooks:
         hook.remove()
     dys = torch.autograd.grad(loss, [y for _, y in seen.values()])
-    flat = lambda t: t.detach().float().flatten(0, -2)  # noqa: E731
     weights = {name: layer.weight.detach() for name, layer in linears(model).items()}
     pairs = zip(seen.items(), dys, strict=True)
     return {name: (flat(x), weights[name], flat(dy)) for (name, (x, _)), dy in pairs}
@@ -155,13 +159,13 @@ def wrong_wgrad(scales_of):
 x_fp8, x_scale = quantize_tiles(x)
 exact = dy.T @ x
 y = matmul_blockscaled(x_fp8, x_scale, *quantize_blocks(w))
-print(f"y  of the forward layout:                      {off(y, x @ w.T):6.1%} off")
-ways = {"the first token's": lambda part: part[0], "the largest": lambda part: part.amax(0)}
+print(f"y  of these codes and scales:              {off(y, x @ w.T):6.1%} off")
+ways = {"that of the first": lambda part: part[0], "the largest": lambda part: part.amax(0)}
 for name, way in ways.items():
-    print(f"dW of the same codes, 128 tokens: {name:17} {off(wrong_wgrad(way), exact):6.1%} off")
+    print(f"dW, a scale for 128 tokens: {name:14} {off(wrong_wgrad(way), exact):6.1%} off")
 again = quantize_tiles(dequantize_tiles(x_fp8, x_scale).T)
 dw = matmul_blockscaled(*quantize_tiles(dy.T), *again)
-print(f"dW of x quantised anew:                        {off(dw, exact):6.1%} off")
+print(f"dW of x quantised anew, along the tokens:  {off(dw, exact):6.1%} off")
 
 # %% [markdown]
 # The layout decides, not the format. Below you write all three products, then a layer out of them.
@@ -400,7 +404,11 @@ for name, a, b, c in zip(("y", "dx", "dW"), wide, yours, shipped, strict=True):
 def kept_tensors(run):
     """The tensors that autograd keeps of run(), each once, and the result."""
     kept = {}
-    note = lambda t: (kept.setdefault(t.untyped_storage().data_ptr(), t), t)[1]  # noqa: E731
+
+    def note(t):
+        kept.setdefault(t.untyped_storage().data_ptr(), t)
+        return t
+
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         result = run()
     return list(kept.values()), result  # the result too, so that nothing is freed meanwhile
@@ -520,6 +528,9 @@ if not fast():
     else:
         print("Its sign changes with the seed: below the spread, this size cannot tell.")
     guess.compare(gap.mean().item())
+    more = gaps["blocks"] - gap
+    apart = "told apart" if more.min() > 0 or more.max() < 0 else "not told apart"
+    print(f"blocks against tiles: {more.min():+.3f}% to {more.max():+.3f}%, {apart}")
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plots.figure(7, 2.6)
@@ -538,12 +549,12 @@ plots.show(fig, "Relative loss differences of FP32, FP8 and FP8 with gradient bl
 # %% [markdown]
 # How to read this: a point is one seed, and only differences on the same seed count, for seeds differ from each other far more than number formats do. FP8's price is small here, and of one sign if your line above says so. What you have NOT shown: that it stays so for trillions of tokens, which is what the claim is about. A model of this size, trained for seconds, can refute a recipe but hardly confirm it.
 #
-# And the blocks? They are in the same range as FP8's tiles: **the divergence is not reproduced at this size.** An earlier trial with a model of some 2 million parameters and 250 steps saw +0.2%, and no divergence either. So let us look not at the loss but at the numbers themselves.
+# And the blocks? Nothing ran away: **the divergence is not reproduced at this size.** An earlier trial with a model of some 2 million parameters and 250 steps saw +0.2%, and no divergence either. So let us look not at the loss but at the numbers themselves.
 
 # %% [markdown]
 # ## Why blocks fail, where it can be seen
 #
-# A row of $dy$ is a token's gradient: what this token wants changed. A token that is predicted well wants little. In a block of 128×128 it shares a scale with 127 other tokens. Its own error is the question, so: the error of $dx$, **token by token**, over the size of the token's gradient. All Linears of the model, 1,024 tokens of training text.
+# A row of $dy$ is a token's gradient: what this token wants changed. A token that is predicted well wants little. In a block of 128×128 it shares a scale with 127 other tokens. Its own error is the question, so: the error of $dx$, **token by token**, over the size of the token's gradient. All Linears of the model, 1,024 tokens of training text. ($dx$ is compared with $dy\,W$ of the same rounded $W$, so that only the rounding of $dy$ counts.)
 
 
 # %%
@@ -616,69 +627,76 @@ for axes, (title, tensors) in zip(panels, cases.items(), strict=True):
         size, error = all_errors(tensors, way)
         style = {"color": plots.COLORS[3 * row], "marker": "o", "linestyle": "", "markersize": 1.5}
         axes.plot(size, error, label=name, markevery=1, **style)
-    axes.set(xscale="log", yscale="log", ylim=(0.008, 3), title=title)
+    axes.set(xscale="log", yscale="log", xlim=(2e-7, 2), ylim=(0.008, 3), title=title)
     axes.set(xlabel="a token's gradient / the largest one", ylabel="relative error of its dx")
     axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["1%", "3%", "10%", "30%", "100%"])
 handles, names = panels[0].get_legend_handles_labels()
-fig.legend(handles, names, loc="outside lower center", ncols=2, markerscale=4)
+fig.legend(handles, names, loc="outside lower center", ncols=2, markerscale=4, frameon=False)
 plots.show(fig, "Errors of dx by token: with blocks they rise for small gradients, tiles keep 3%.")
 
 # %% [markdown]
-# There it is. Tiles keep some 3% whatever a token's size; with blocks the small ones lose their digits, down to nothing (100%: the token's gradient has become 0, or noise). The share of such tokens grows as a model gets surer of its text. That this is what stopped the 16B model is **our reading**: the experiment shows the mechanism, not that run.
+# There it is. Tiles keep some 3% whatever a token's size; with blocks the smallest lose their digits (at 100% a gradient has become 0, or noise). The share of such tokens grows as a model gets surer of its text. That this is what stopped the 16B model is **our reading**: the experiment shows the mechanism, not that run.
 #
-# Why does a loss not notice at once? Small gradients weigh little in a sum: the error of ALL of $dx$ together, in the explorer's title, stays at 3 to 4 percent.
+# Why does a loss not notice at once? Small gradients weigh little in a sum: the error of ALL of $dx$ together, in the explorer's title, stays where it was.
 
 # %% [markdown]
 # ## Explore: how unequal may tokens be?
 #
-# Made-up tensors: 512 tokens, $K = N = 256$. The gradient of a token is random, times $2^{-s}$ with $s$ drawn evenly from 0 to `spread`. Points are tokens.
+# Made-up tensors: 512 tokens, $K = N = 256$. The gradient of a token is random, times $2^{-s}$ with $s$ drawn evenly from 0 to `spread`. Points are tokens. E5M2 is FP8's other format, with one bit more of exponent and one less of mantissa (lesson 10).
 #
-# **Question:** from which spread on do blocks ruin small tokens? What do float32 scales (box unticked) change? And why do tiles never care?
+# **Question:** from which spread on do blocks ruin small tokens in E4M3, and in E5M2? Why do tiles never care? What is E5M2's price?
 #
-# <details><summary>Answer</summary>Up to a spread of about 12 blocks and tiles are alike. Near 14 the smallest tokens leave the 3%: they are 2^15 below the block's largest number, where E4M3 becomes coarse (its subnormals, lesson 10); at 20 a third of the tokens is worse than 10%, and the smallest are gone. One scale for the whole tensor fails at nearly the same spread, for each block already holds loud tokens. The kind of scale does not matter: it shifts the range by a factor below 2. A tile has one token's numbers only, so its scale follows the token. The total error does not move: the small tokens weigh nothing in it.</details>
+# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the 3%; at 16 an eighth of all is worse than 10%, at 20 a third, and one in ten is gone. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 (dotted) instead of 2^15. Its price is twice the error for every token, at any spread: 5%. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
 
 
 # %%
-def whole(dy):
-    """dy in codes that share one scale."""
-    scale = reference.power_of_two_scale(reference.scale_of(dy.abs().max()))
-    codes = reference.round_to_e4m3(dy / scale).to(torch.float8_e4m3fn)
-    return codes, scale.expand(len(dy), -(-dy.shape[1] // 128))
+def quantise_as(dy, rows, columns, dtype):
+    """Codes of dy in a format of FP8, and scales as of tiles; rows × columns numbers share one."""
+    parts = dy.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+    largest = parts.abs().amax((1, 3), keepdim=True) / torch.finfo(dtype).max
+    scale = reference.power_of_two_scale(largest)
+    codes = (parts / scale).flatten(2).flatten(0, 1).to(dtype)
+    scales = scale.expand(-1, rows, -1, -1).flatten(2).flatten(0, 1)
+    return codes, scales.repeat_interleave(columns // 128, 1)
+
+
+LAYOUTS = {"128×128 blocks": (128, 128), "1×128 tiles": (1, 128), "one scale": (512, 256)}
+FORMATS = {"E4M3": (torch.float8_e4m3fn, 2.0**-15), "E5M2": (torch.float8_e5m2, 2.0**-30)}
 
 
 # %%
-def draw(figure, spread, layout, power_of_2):
+def draw(figure, spread, layout, format):
     numbers = torch.Generator().manual_seed(3)
     w = torch.randn(256, 256, generator=numbers)
     sizes = 2.0 ** (-spread * torch.rand(512, 1, generator=numbers))
     dy = torch.randn(512, 256, generator=numbers) * sizes
-    quantise = {
-        "1×128 tiles": lambda dy: quantize_tiles(dy, power_of_2),
-        "128×128 blocks": lambda dy: as_tiles(*quantize_blocks(dy, power_of_2)),
-        "one scale": whole,
-    }[layout]
+    dtype, range_of_format = FORMATS[format]
+
+    def quantise(dy):
+        return quantise_as(dy, *LAYOUTS[layout], dtype)
+
     size, error = token_errors(w, dy, quantise)
-    axes = figure.subplots()
+    axes, blocks = figure.subplots(), quantize_blocks(w, True)
     axes.plot(size / size.max(), error, linestyle="", markersize=2.5, markevery=1)
-    axes.axvline(2.0**-15, color=plots.INK, linestyle=":", marker="")
-    axes.set(xscale="log", yscale="log", xlim=(2.0**-25, 2), ylim=(0.008, 3))
+    axes.axvline(range_of_format, color=plots.INK, linestyle=":", marker="")
+    axes.set(xscale="log", yscale="log", xlim=(2.0**-34, 2), ylim=(0.008, 3))
     axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["1%", "3%", "10%", "30%", "100%"])
-    axes.set(xlabel="a token's gradient / the largest (dotted: 2⁻¹⁵)", ylabel="error of its dx")
-    blocks = quantize_blocks(w, True)
+    axes.set(xlabel="a token's gradient / the largest", ylabel="relative error of its dx")
     total = off(my_dgrad(*quantise(dy), *blocks), dy @ dequantize_blocks(*blocks))
     worse = (error > 0.1).float().mean()
-    axes.set_title(f"{layout}: {worse:.0%} of tokens above 10%; all of dx together {total:.1%}")
+    words = f"{worse:.0%} of tokens above 10%; all of dx together {total:.1%}"
+    axes.set_title(f"{format}, {layout}: {words}")
 
 
 # %%
-layouts = ["128×128 blocks", "1×128 tiles", "one scale"]
-alt = "Error of dx by token over the size of its gradient, for a layout"
-explore(draw, alt, (7.5, 3.8), spread=(0, 24), layout=layouts, power_of_2=True)
+alt = "Error of dx by token over the size of its gradient, for a layout and a format"
+controls = {"layout": [*LAYOUTS], "format": [*FORMATS]}
+explore(draw, alt, (7.5, 3.8), spread=(0, 32), **controls)
 
 # %% [markdown]
 # ## What must stay in more bits: the master weights
 #
-# Products are FP8. Why not keep the weights themselves in FP8, or in BF16? Because an **update** is small: a step of the optimizer changes a weight by about the **learning rate**, and near 0.03 the numbers of BF16 are 0.0001 apart, those of E4M3 0.002. An update below half of that is rounded away, however often it comes.
+# Products are FP8. Why not keep the weights themselves in FP8, or in BF16? Because an **update** is small: a step of the optimizer changes a weight by about the **learning rate** or less, and near 0.03 the numbers of BF16 are 0.0001 apart, those of E4M3 0.002. An update below half of that is rounded away, however often it comes.
 #
 # The next cell takes a real update of the model, shrinks it to several learning rates, and counts the weights that stay exactly what they were. V3's rate fell from 2.2e-4 to 2.2e-5 (section 4.2).
 #
@@ -768,7 +786,7 @@ for name, gain in gains.items():
     print(f"weights in {name}: the loss falls by {sum(gain) / len(gain):+.2f}% (by seed {line})")
 
 # %% [markdown]
-# A warning about short experiments: in a first trial of this lesson, at the rate 0.01, E4M3 weights came out **better** than FP32 after 80 steps. At that rate an update is larger than the gap between two numbers, so none is lost, and rounding acts as noise that happened to help. Only at the rates of a long training does it hurt.
+# A warning about short experiments: in a trial for this lesson, from scratch at the rate 0.01, E4M3 weights came out a little **better** than FP32 with three seeds. There many updates are larger than the gap between two numbers (look at the left end of the figure), and what rounding does to the others is noise, which may even help for a while. At the rates of a long training it does harm.
 #
 # The same holds for everything that is a **long sum of small numbers**: gradients added up over many batches, the optimizer's averages. Products may be rough; what is kept and added to may not.
 #
@@ -817,13 +835,18 @@ for width in (256, 512, 1024, 2048, 4096, 7168):
     share = extra / (quick + extra)
     print(f"with quantising {wide / (quick + extra):.2f}; that takes {share:3.0%}")
 
+for gpu in ("H200", "H100", "RTX 4090"):
+    tried = ((width, *linear_seconds(16384, width, width, gpu)) for width in range(64, 8192, 64))
+    wins = next((n for n, wide, quick, extra in tried if quick + extra < wide), None)
+    print(f"{gpu}: FP8 ahead from {wins} columns on")
+
 # %% tags=["nbval-ignore-output"]
 machine.recorded("fp8")
 
 # %% [markdown]
 # ## When does it not pay?
 #
-# - **Small matrices:** below some hundred columns quantising eats the gain, by the table above; where kernels miss their peaks (lesson 11) far earlier.
+# - **Small matrices:** below the widths above quantising eats the gain, even with kernels that reach their peaks; with others (lesson 11) the limit is far higher.
 # - **A training step is more than Linears:** attention, norms, the optimizer, waiting for other GPUs. Published gains end to end, not measured here: torchao 10 to 25% on a model of 8 billion parameters; FP8 in blocks on a 30B mixture of experts 1%; nanochat 17% for its model of depth 26, and slower than BF16 for depth 12.
 # - **Old cards:** without FP8 units (before sm_89) it is only more work.
 # - **Memory:** codes of $W$ come on top of the master weights; only activations get smaller.
