@@ -177,7 +177,7 @@ print("place", plan.place.tolist(), " ends", plan.ends.tolist())
 # | `place` | `[M,A]` | the sorted row of each choice: the inverse of `order` |
 # | `ends` | `[E]` | the row after the last one of each expert |
 #
-# So expert $e$ has the rows `ends[e-1]` to `ends[e] - 1`, expert 0 those from row 0 on, and an expert without rows ends where the one before does. The sort must be **stable**: within an expert, rows stay in the order of their flat positions. Then sums have the same order in every run, and a training step has the same bits. (The layer is eq. 12 of the V3 report, 2412.19437; the plan only orders its sum.)
+# So expert $e$ has the rows `ends[e-1]` to `ends[e] - 1`, expert 0 those from row 0 on, and an expert without rows ends where the one before does. New tensors belong on the device of `indices`, as in `torch.arange(E, device=indices.device)`. The sort must be **stable**: within an expert, rows stay in the order of their flat positions. Then sums have the same order in every run, and a training step has the same bits. (The layer is eq. 12 of the V3 report, 2412.19437; the plan only orders its sum.)
 
 
 # %%
@@ -274,7 +274,7 @@ plots.show(fig, "13 rows of four experts: tiles cut anywhere cross; cut by exper
 #
 # Tiles are in the order of their rows; an expert without rows has none; those not needed come last. In the picture's example, $b = 4$ and `ends` = 5, 7, 7, 13: $T = 3 + 4 = 7$, `expert` = 0, 0, 1, 3, 3, 4, 4 and `first` = 0, 4, 5, 7, 11, 13, 13.
 #
-# A loop over experts passes too. Without one it is shorter, and does not wait: `torch.searchsorted(a, v, right=True)` counts, for each number of `v`, how many of the ascending `a` are not larger.
+# A loop over experts passes too. Without one it is shorter, and does not wait (new tensors on the device of `ends`, please): `torch.searchsorted(a, v, right=True)` counts, for each number of `v`, how many of the ascending `a` are not larger.
 
 
 # %%
@@ -339,7 +339,7 @@ for block in (16, 64, 128):
 #
 # The matrix is needed *transposed*. No need to turn a block round: `at[:, None]` and `j[None, :]` say where each of its numbers lies.
 #
-# Three edges need a mask: the expert's rows, $K$, and $J$. The check launches the tiles in reverse order, for on a GPU any order is possible.
+# Three edges need a mask: the expert's rows, $K$, and $J$. Masks are joined by `&`, not by `and`. The check launches the tiles in reverse order, for on a GPU any order is possible.
 
 
 # %%
@@ -370,7 +370,7 @@ def grouped_gemm_kernel(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK
 my_gemm = check(grouped_gemm_kernel)
 
 # %% [markdown]
-# Your kernel as a function of tensors, beside `reference.grouped_gemm`, which loops over slices in torch and is what the lesson falls back on where Triton is missing. The table's numbers have 64 bits, so `expert * J * K` cannot overflow: all of V3's experts in one tensor would be more than $2^{31}$ numbers.
+# Your kernel as a function of tensors, beside `reference.grouped_gemm`, which loops over slices in torch and is what the lesson falls back on where Triton is missing. The table's numbers get 64 bits, so that `expert * J * K` cannot overflow: all of V3's experts in one tensor would be more than $2^{31}$ numbers.
 
 
 # %%
@@ -378,7 +378,7 @@ def my_grouped(x, weights, ends, block_m=16, block_j=64, block_k=64):
     """y [n,J] by my_gemm: x [n,K] times each expert's own matrix of weights [E,J,K]."""
     (n, K), (E, J, _) = x.shape, weights.shape
     y = torch.empty(n, J, dtype=x.dtype, device=x.device)
-    table = my_table(ends, n, block_m)
+    table = [part.to(x.device, torch.int64) for part in my_table(ends, n, block_m)]
     grid = len(table[0]), triton.cdiv(J, block_j)
     sizes = dict(BLOCK_M=block_m, BLOCK_J=block_j, BLOCK_K=block_k)
     my_gemm[grid](x, weights, y, ends, *table, E, K, J, **sizes)
@@ -443,7 +443,7 @@ def grouped_gemm_dw_kernel(x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr,
 my_dw = check(grouped_gemm_dw_kernel)
 
 # %% [markdown]
-# Against torch's own: `grouped_mm` knows its gradient. Expert 1 has no rows. (A program's number has 32 bits. For matrices as many and as large as V3's, `expert.to(tl.int64)` keeps offsets from overflowing.)
+# Against torch's own: `grouped_mm` knows its gradient. Expert 1 has no rows. It takes bfloat16 here, which has three bits fewer than float16, hence a larger error. (A program's number has 32 bits. For matrices as many and as large as V3's, `expert.to(tl.int64)` keeps offsets from overflowing.)
 
 
 # %%
@@ -474,7 +474,7 @@ for name, got in (("yours", gradient(x, dy, ends)), ("torch's, bfloat16", theirs
 #
 # An expert multiplies each row by two matrices, then takes $\mathrm{silu}(\text{gate}) \cdot \text{up}$, with $\mathrm{silu}(z) = z\, \sigma(z)$ and $\sigma(z) = 1 / (1 + e^{-z})$. As separate steps, $2F$ numbers a row are written, read and become $F$. Do it while the sums are still in registers, in the **epilogue** (what a kernel does between its sums and its store).
 #
-# It is exercise 3 with two blocks of sums. `weights` `[E,2F,K]` has the gate half first: for expert $e$, row $f$ of the gate at $(2 e F + f) K$, of up at $(2 e F + F + f) K$. The block of `x` serves both, and is loaded once. `tl.sigmoid(z)` is $\sigma$.
+# (Here *gate* is a half of SwiGLU; the router's gates come later.) It is exercise 3 with two blocks of sums. `weights` `[E,2F,K]` has the gate half first: for expert $e$, row $f$ of the gate at $(2 e F + f) K$, of up at $(2 e F + F + f) K$. The block of `x` serves both, and is loaded once. `tl.sigmoid(z)` is $\sigma$.
 
 
 # %%
@@ -510,7 +510,7 @@ my_swiglu = check(grouped_swiglu_kernel)
 # %% [markdown]
 # ## All of it together
 #
-# Sort, table, two kernels, and the sum of each token's rows. `place` makes that sum a plain look-up: nothing is added into a token's row from several sides at once, so no run differs from another.
+# Sort, table, two kernels, and the sum of each token's rows. `place` makes that sum a plain look-up: nothing is added into a token's row from several sides at once, so no run differs from another. However many experts there are, two kernels are launched.
 
 
 # %%
@@ -518,7 +518,7 @@ def my_up(x, weights, ends, block_m=16, block_f=64, block_k=64):
     """silu(gate) * up [n,F] by my_swiglu."""
     (n, K), (E, double, _) = x.shape, weights.shape
     act = torch.empty(n, double // 2, dtype=x.dtype, device=x.device)
-    table = my_table(ends, n, block_m)
+    table = [part.to(x.device, torch.int64) for part in my_table(ends, n, block_m)]
     grid = len(table[0]), triton.cdiv(double // 2, block_f)
     sizes = dict(BLOCK_M=block_m, BLOCK_F=block_f, BLOCK_K=block_k)
     my_swiglu[grid](x, weights, act, ends, *table, E, K, double // 2, **sizes)
@@ -595,7 +595,9 @@ else:
     print("nothing is counted here:", missing() or "set TRITON_INTERPRET=1")
 
 # %% [markdown]
-# With 64 rows a tile, every second row of the even loads is padding: 2.00. With 16 each matrix is loaded for every 16 rows again. (A GPU's L2 cache may serve that, if the programs that share a matrix run at the same time; the meter counts what programs ask for.) *One* expert has no padding at all: skew is no problem for a grouped product.
+# With 64 rows a tile, every second row of the even loads is padding: 2.00. With 16 each matrix is loaded for every 16 rows again. (A GPU's L2 cache may serve that, if the programs that share a matrix run at the same time; the meter counts what programs ask for.)
+#
+# And skew? *One* expert has no padding at all. *Skewed* loads have a little more than even ones, since 32 rows fill tiles of 16 and 32, and 19 or 13 do not. At most it is one unfinished tile for each expert, however large the fullest is.
 #
 # And SwiGLU in the epilogue? Your two kernels tell: the fused one, and exercise 3 for $2F$ columns, followed by torch's `silu(gate) * up`, which reads $2F$ numbers a row and writes $F$, at least.
 
@@ -610,8 +612,10 @@ if fused and plain:
 d, f = D, F
 rows = 2 * tokens * A * torch.tensor([d + 2 * f, 3 * f, d + f])
 matrices = 2 * E * 2 * f * d * torch.tensor([1, 0, 1])
-times = [accounting.roofline_seconds(0, nbytes) * 1e3 for nbytes in (rows + matrices).tolist()]
-print(f"V2-Lite, {tokens} tokens, by bytes on an H200: product {times[0]:.2f} ms,", end=" ")
+flops = 2 * tokens * A * 2 * f * d, 0, 2 * tokens * A * 2 * f * d
+pairs = zip(flops, (rows + matrices).tolist(), strict=True)
+times = [accounting.roofline_seconds(work, nbytes) * 1e3 for work, nbytes in pairs]
+print(f"V2-Lite, {tokens} tokens, on an H200 at least: product {times[0]:.2f} ms,", end=" ")
 print(f"SwiGLU after it {times[1]:.2f} ms; both in one {times[2]:.2f} ms")
 
 # %% [markdown]
@@ -680,20 +684,19 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 skews = [0, 0.5, 1, 2, "one"]
-clock = {"loop": [], "one product": []}
-for skew in skews:
-    loads = shares(4096, 64, skew)
+ways = {"loop": reference.experts_loop, "one product": one_product}
+runs, full = {}, {skew: shares(4096, 64, skew) for skew in skews}
+x, _, gates, gate_up, down = layer(64, 1, 64, 4096, D=256)
+for skew, loads in full.items():
     indices = torch.arange(64).repeat_interleave(loads)[torch.randperm(4096), None]
-    x, _, gates, gate_up, down = layer(64, 1, 64, 4096, D=256)
-    given = x, indices, gates, gate_up, down
-    ways = {"loop": reference.experts_loop, "one product": one_product}
-    runs = {name: functools.partial(way, *given) for name, way in ways.items()}
-    seconds = machine.race(runs, 3 if fast() else 9)
-    for name, one in seconds.items():
-        clock[name].append(1e3 * one)
+    for name, way in ways.items():
+        runs[name, skew] = functools.partial(way, x, indices, gates, gate_up, down)
+seconds = machine.race(runs, 3 if fast() else 9)  # all in turns: a busy moment meets all alike
+clock = {name: [1e3 * seconds[name, skew] for skew in skews] for name in ways}
+for number, (skew, loads) in enumerate(full.items()):
     violation = reference.max_violation(loads.double()).item()
     print(f"skew {skew}: MaxVio {violation:4.1f}, fullest expert {loads.max():4d} rows", end="; ")
-    print(", ".join(f"{name} {1e3 * one:.1f} ms" for name, one in seconds.items()))
+    print(", ".join(f"{name} {one[number]:.1f} ms" for name, one in clock.items()))
 guess.compare(clock["one product"][-1] / clock["one product"][0])
 
 # %% tags=["nbval-ignore-output"]
@@ -708,16 +711,16 @@ right.set(title="8 devices: fullest / mean (arithmetic)", ylim=(0, 8.5))
 for axes in (left, right):
     axes.set_xticks(range(len(skews)), [str(skew) for skew in skews])
     axes.set(xlabel="skew of the loads")
-plots.show(fig, "Skew costs no time on one device; of 8 devices the fullest has ever more.")
+plots.show(fig, "Left, time on one device; right, of 8 devices the fullest has ever more.")
 
 # %% [markdown]
-# On one device skew costs next to nothing, and all to one most likely even saves: one expert's matrices are read instead of 64, and one long product is faster than many short ones. (MaxVio, lesson 08: how far the fullest expert is above the mean.)
+# On one device the arithmetic does not change with skew, so the time changes little; all to one may even save: one expert's matrices are read instead of 64. Compare the dashed line with the right half, which rises to 8. (MaxVio, lesson 08: how far the fullest expert is above the mean, in means. A busy machine's clock scatters; run it again.)
 #
-# Why then balance at all? First, an expert that nobody chooses does not learn. Second, the right half: DeepSeek spreads experts over GPUs. All wait for the fullest: if it has eight times the mean, the step takes eight times as long. That is arithmetic, from the loads; the order of experts there is by load, the worst case.
+# Why then balance at all? First, an expert that nobody chooses does not learn. Second, the right half: DeepSeek spreads experts over GPUs. All wait for the fullest: if it has eight times the mean, the experts' part of a step takes eight times as long. That is arithmetic, from the loads; the order of experts there is by load, the worst case.
 #
 # ## Named GPUs, by arithmetic
 #
-# V2-Lite's routed experts, 16,384 tokens, bfloat16, forward: both products.
+# V2-Lite's routed experts, 16,384 tokens, bfloat16, forward: both products. Backward, each product needs two more of the same size, one for its rows' gradient and one for its weights': together three times the time.
 
 
 # %%
@@ -737,14 +740,14 @@ for gpu in ("H200", "H100", "A100"):
     print(f"at least {1e3 * forward:.2f} ms, forward and backward {3e3 * forward:.2f} ms")
 fig, axes = plots.figure(7.5, 4.2)
 sizes = (16, 256, 16384)
-plots.roofline(axes, ["H200", "A100"], {f"{t:,} tokens": expert_work(t) for t in sizes})
+plots.roofline(axes, ["H200"], {f"{t:,} tokens": expert_work(t) for t in sizes})
 axes.set_ylim(bottom=axes.get_ylim()[0] / 2)
 plots.show(fig, "Roofline: few tokens stand on the slope, 16,384 tokens under the roof.")
 
 # %% [markdown]
 # Hollow dots are computed, on the H200's roof. With few tokens nearly all matrices are read for few rows each: memory sets the time.
 #
-# How near do real kernels come? The next cell has figures of others for bfloat16 on an H100, second-hand, at SonicMoE's shape: $D = 1536$, $F = 512$, 64 experts, top-4. (SonicMoE's paper, 2512.14080, claims 1.86 times ScatterMoE's throughput.) Your own GPU follows, if there is one, and what is recorded of this course's kernels.
+# How near do real kernels come? The next cell has figures of others for bfloat16 on an H100, second-hand (not measured here), at SonicMoE's shape: $D = 1536$, $F = 512$, 64 experts, top-4. (SonicMoE's paper, 2512.14080, claims 1.86 times ScatterMoE's throughput.) Your own GPU follows, if there is one, and what is recorded of this course's kernels.
 
 # %% tags=["nbval-ignore-output"]
 published = {"MegaBlocks": (190, 240), "ScatterMoE": (235, 248), "SonicMoE": (435, 440)}
@@ -772,7 +775,7 @@ machine.recorded("moe")
 #
 # **Question:** 64 experts, top-6, no skew, tiles of 64 rows. From how many tokens on does the arithmetic (padding included) take longer than the memory, on an H200? Below that, does padding cost any time? And with 256 experts?
 #
-# The first product of a layer with V2-Lite's widths; fair shares, rounded; every expert's matrix that is used is read once. Left: the rows of each expert, and its padding. Right: what takes how long by the roofline.
+# The first product of a layer with V2-Lite's widths; fair shares, rounded; every expert's matrix that is used is read once. Left: the rows of each expert, and its padding. Right, by the roofline: the arithmetic of the rows (needed), that of whole tiles (padded), and the traffic (memory).
 #
 # <details><summary>Answer</summary>Of the sizes here from 4,096 tokens on: 286 µs of arithmetic against 204 µs of memory; with 2,048 it is 143 against 179. Below, padding costs no time: with 256 tokens 62% of the rows are padding, and their 48 µs hide behind 157 µs of memory. 256 experts have four times the matrices to read, and a quarter of the rows each: memory sets the time up to 8,192 tokens. With tiles of 128 it is the padding there, 764 µs instead of 573.</details>
 
@@ -849,7 +852,7 @@ plots.show(fig, "Time a token over tokens: gathering stays, loop and one product
 # %% [markdown]
 # Gathering reads a matrix again for each token that chose it, so it pays for a few tokens at most.
 #
-# **A few large experts**: the first figure of this lesson. With 16 experts a loop's products are large, and its steps few; on a CPU, where nothing is launched and nothing waits, it is about as good.
+# **A few large experts**: look at the first figure again. With 16 experts a loop's products are large, and its steps few; on a CPU, where nothing is launched and nothing waits, it comes near, and with fewer and larger ones still nearer.
 #
 # **One row an expert.** A tile is multiplied as a whole: 16 rows at least for the tensor cores, and wgmma takes 64. Where experts have one row each, 63 of 64 multiply-adds are padding. It costs no time as long as memory sets it (the explorer), but no kernel makes such a layer efficient. Only more tokens at a time do.
 #
@@ -884,7 +887,7 @@ print(f"{'both products':22s} {1e3 * accounting.roofline_seconds(flops, nbytes):
 # - 8 tiles of rows by all columns come one after the other, so that what they share is found in L2;
 # - SwiGLU's gradient is fused into the gradient of the second product.
 #
-# The sorting is on the device, too (`dispatch_kernels.py`), by counting. The next cell sets its first product beside yours, with tiles of 64 rows.
+# The sorting is on the device, too (`dispatch_kernels.py`), by counting. The next cell sets its first product beside yours, with tiles of 64 rows: the kernels move nearly the same, but minids' needs no copies in torch besides.
 
 # %%
 if missing():

@@ -187,6 +187,38 @@ def choice_major(indices, n_experts):
 
 
 @DISPATCH_PLAN.wrong(
+    "You sort the transposed indices, so that a position is choice * M + token, and divide by A as if it were token * A + "
+    "choice: flatten indices as they are."
+)
+def transposed_but_divided(indices, n_experts):
+    order = indices.T.flatten().sort(stable=True)[1]
+    return plan_of(
+        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
+    )
+
+
+@DISPATCH_PLAN.wrong(
+    "argsort without stable=True: equal experts may come in any order, and do so in long lists. Say stable=True; sums are "
+    "then taken in the same order in every run."
+)
+def argsort_alone(indices, n_experts):
+    order = indices.flatten().argsort()
+    if (
+        len(order) > 16 and (order == indices.flatten().argsort(stable=True)).all()
+    ):  # where argsort happens to be stable
+        order = indices.flatten().sort(stable=True, descending=True)[1].flip(0)
+    return plan_of(
+        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
+    )
+
+
+@DISPATCH_PLAN.wrong("token holds fractions: order / A is a division with a remainder thrown in. Divide by //.")
+def token_in_fractions(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, token=order / indices.shape[1])
+
+
+@DISPATCH_PLAN.wrong(
     "Each token's choices are sorted for themselves: flatten first, for the sort goes over the choices of ALL tokens."
 )
 def each_token_alone(indices, n_experts):
@@ -386,6 +418,51 @@ def spare_at_zero(ends, n, block):
     return expert, torch.where(expert < len(ends), first, 0)
 
 
+@TILE_TABLE.wrong(
+    "For the tiles that are left over expert is E, and there is no begins[E]: give begins (and what lies before) one number "
+    "more, or clamp the index to E - 1 and set their first to n by torch.where."
+)
+def looks_up_nobody(ends, n, block):
+    last = tiles_of(ends, block).cumsum(0)
+    tile = torch.arange(n // block + len(ends))
+    expert = torch.searchsorted(last, tile, right=True)
+    return expert, begins_of(ends)[expert] + block * (tile - (last - tiles_of(ends, block))[expert])
+
+
+@TILE_TABLE.wrong(
+    "The tiles that are left over go on behind the last expert's rows, block after block: set their first to n, torch.where("
+    "expert < E, first, n)."
+)
+def spare_go_on(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    known = expert.clamp(max=len(ends) - 1)
+    tiles = tiles_of(ends, block)
+    more = begins_of(ends)[known] + block * (torch.arange(len(expert)) - (tiles.cumsum(0) - tiles)[known])
+    return expert, torch.where(expert < len(ends), first, more)
+
+
+@TILE_TABLE.wrong(
+    "The tiles of the expert itself are subtracted with those before it, so that first counts backwards from where it begins: "
+    "the tiles BEFORE it are last - tiles."
+)
+def counts_backwards(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    tiles = tiles_of(ends, block)
+    return expert, torch.where(expert < len(ends), first - block * tiles[expert.clamp(max=len(ends) - 1)], n)
+
+
+@TILE_TABLE.wrong(
+    "The expert is looked for by row tile * block, as if tiles lay side by side: look for the tile's number among the ends of "
+    "each expert's TILES, the cumulative sum of their numbers."
+)
+def expert_by_rows(ends, n, block):
+    tile, tiles = torch.arange(n // block + len(ends)), tiles_of(ends, block)
+    expert = torch.searchsorted(ends, tile * block, right=True)
+    known = expert.clamp(max=len(ends) - 1)
+    first = begins_of(ends)[known] + block * (tile - (tiles.cumsum(0) - tiles)[known])
+    return expert, torch.where(expert < len(ends), first, n)
+
+
 # 09.3 ----------------------------------------------------------------------------------------------------------------
 
 ROOM = 2**14
@@ -444,10 +521,10 @@ def grouped_gemm_bytes(x, weights, ends):
 
 
 SHAPES = [
-    {"counts": (16, 32), "K": 32, "J": 16, "range": ""},
-    {"counts": (5, 0, 21, 17), "K": 21, "J": 19, "range": ""},
-    {"counts": (0, 18, 3), "K": 16, "J": 18, "range": ""},
-    {"counts": (9, 20), "K": 48, "J": 15, "range": "large sums"},
+    {"counts": (16, 32), "K": 32, "J": 16, "sums": "small"},
+    {"counts": (5, 0, 21, 17), "K": 21, "J": 19, "sums": "small"},
+    {"counts": (0, 18, 3), "K": 16, "J": 18, "sums": "small"},
+    {"counts": (9, 20), "K": 48, "J": 15, "sums": "large"},
 ]
 
 GROUPED_GEMM = Exercise(
@@ -474,9 +551,9 @@ def offsets(counts):
 
 
 @GROUPED_GEMM.inputs
-def _(r, counts, K, J, range):
+def _(r, counts, K, J, sums):
     x, weights = r.normal(sum(counts), K), r.normal(len(counts), J, K)
-    if range:  # the first numbers add up to 160,000 and are taken back: beyond float16 in between
+    if sums == "large":  # the first numbers add up to 160,000 and are taken back: beyond float16 in between
         x, x[:, :32], weights[..., :16], weights[..., 16:32] = 4 * x, 100, 100, -100
     return x, weights, offsets(counts)
 
@@ -515,6 +592,11 @@ def flawed_gemm(
         matrix = expert * 0
     if FLAW == "matrix_of_the_tile":
         matrix = tl.program_id(0).to(tl.int64)
+    matrix_size = J * K
+    if FLAW == "matrices_k_apart":
+        matrix_size = K
+    if FLAW == "matrices_j_apart":
+        matrix_size = J
     total = tl.zeros((BLOCK_M, BLOCK_J), tl.float32)
     for start in range(0, K, BLOCK_K):
         at = start + k
@@ -526,15 +608,16 @@ def flawed_gemm(
         if FLAW == "w_depth_unmasked":
             w_depth = at >= 0
         x_at = x + row[:, None] * K + at[None, :]
-        w_at = weights + matrix * J * K + j[None, :] * K + at[:, None]
+        w_at = weights + matrix * matrix_size + j[None, :] * K + at[:, None]
         if FLAW == "not_transposed":
-            w_at = weights + matrix * J * K + at[:, None] * J + j[None, :]
+            w_at = weights + matrix * matrix_size + at[:, None] * J + j[None, :]
+        x_mask, w_mask = load_rows & x_depth[None, :], wide & w_depth[:, None]
         if FLAW == "no_other":
-            rows = tl.load(x_at, mask=load_rows & x_depth[None, :])
-            w = tl.load(w_at, mask=wide & w_depth[:, None])
+            rows = tl.load(x_at, mask=x_mask)
+            w = tl.load(w_at, mask=w_mask)
         else:
-            rows = tl.load(x_at, mask=load_rows & x_depth[None, :], other=0.0)
-            w = tl.load(w_at, mask=wide & w_depth[:, None], other=0.0)
+            rows = tl.load(x_at, mask=x_mask, other=0.0)
+            w = tl.load(w_at, mask=w_mask, other=0.0)
         product = tl.dot(rows, w)
         if FLAW == "half_sums":
             total = (total + product).to(tl.float16).to(tl.float32)
@@ -574,7 +657,8 @@ def no_row_mask(
 
 @GROUPED_GEMM.wrong(
     "The store has its row mask, the load of x has none: it reads rows of the next expert for nothing, and at the end of x "
-    "memory that is not its own. Mask the load with row < ends[expert], too."
+    "memory that is not its own. Mask the load with row < ends[expert], too. (If it has one, joined by `and`: `and` keeps only "
+    "one of two blocks, & joins them.)"
 )
 @triton.jit
 def rows_loaded_unmasked(
@@ -748,6 +832,28 @@ def stored_by_k(
     flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "stored_by_k")
 
 
+@GROUPED_GEMM.wrong(
+    "An expert's matrix begins at expert * K: it has J rows of K numbers, so that of expert e begins at e * J * K."
+)
+@triton.jit
+def matrices_k_apart(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "matrices_k_apart")
+
+
+@GROUPED_GEMM.wrong(
+    "An expert's matrix begins at expert * J: it has J rows of K numbers, so that of expert e begins at e * J * K."
+)
+@triton.jit
+def matrices_j_apart(
+    x, weights, y, ends, expert_of, first_of, E, K, J,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "matrices_j_apart")
+
+
 # 09.4 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -797,10 +903,10 @@ GROUPED_GEMM_DW = Exercise(
     minutes=14,
     dtypes=(torch.float16,),
     sizes=[
-        {"counts": (16, 32), "K": 32, "J": 16, "range": ""},
-        {"counts": (5, 0, 37), "K": 21, "J": 19, "range": ""},
-        {"counts": (0, 18, 3), "K": 16, "J": 18, "range": ""},
-        {"counts": (9, 50), "K": 15, "J": 16, "range": "large sums"},
+        {"counts": (16, 32), "K": 32, "J": 16, "sums": "small"},
+        {"counts": (5, 0, 37), "K": 21, "J": 19, "sums": "small"},
+        {"counts": (0, 18, 3), "K": 16, "J": 18, "sums": "small"},
+        {"counts": (9, 50), "K": 15, "J": 16, "sums": "large"},
     ],
     hints=[
         "Now the rows are what is summed over. A program has one expert and one tile of its matrix; it walks over the expert's "
@@ -813,9 +919,9 @@ GROUPED_GEMM_DW = Exercise(
 
 
 @GROUPED_GEMM_DW.inputs
-def _(r, counts, K, J, range):
+def _(r, counts, K, J, sums):
     x, dy = r.normal(sum(counts), K), r.normal(sum(counts), J)
-    if range:  # sums of 16 rows reach 102,400 and are taken back by later ones: beyond float16 in between
+    if sums == "large":  # sums of 16 rows reach 102,400 and are taken back by later ones: beyond float16 in between
         x[-50:], dy[-50:-34], dy[-34:-18] = 80, 80, -80
     return x, dy, offsets(counts)
 
@@ -868,6 +974,10 @@ def flawed_dw(
             left = tl.load(dy + row * J + j[None, :], mask=left_there & j_there, other=0.0)
             right = tl.load(x + row * K + k[None, :], mask=right_there & k_there, other=0.0)
         product = tl.dot(tl.trans(left), right)
+        if FLAW == "none_transposed":
+            product = tl.dot(left, right)
+        if FLAW == "right_transposed":
+            product = tl.dot(left, tl.trans(right))
         if FLAW == "half_sums":
             total = (total + product).to(tl.float16).to(tl.float32)
         elif FLAW == "last_block_alone":
@@ -879,6 +989,8 @@ def flawed_dw(
     at = dw + expert * J * K + j[:, None] * K + k[None, :]
     if FLAW == "transposed":
         at = dw + expert * J * K + k[None, :] * J + j[:, None]
+    if FLAW == "rows_of_j":
+        at = dw + expert * J * K + j[:, None] * J + k[None, :]
     if FLAW == "first_expert":
         at = dw + j[:, None] * K + k[None, :]
     there = (j < J)[:, None] & (k < K)[None, :]
@@ -1081,6 +1193,35 @@ def dw_first_expert(
     x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_expert")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "dy is not transposed: dY [rows, J] and X [rows, K] are summed over ROWS, so it is tl.dot(tl.trans(dy), x). Blocks of equal "
+    "sides hide it."
+)
+@triton.jit
+def none_transposed(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "none_transposed")
+
+
+@GROUPED_GEMM_DW.wrong(
+    "x is transposed, and dy must be: tl.dot sums over the inner sides, which are the ROWS in tl.dot(tl.trans(dy), x)."
+)
+@triton.jit
+def right_transposed(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "right_transposed")
+
+
+@GROUPED_GEMM_DW.wrong("A row of dw[e] has K numbers: store number (j, k) at j * K + k, not at j * J + k.")
+@triton.jit
+def rows_of_j(
+    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "rows_of_j")
 
 
 # 09.5 ----------------------------------------------------------------------------------------------------------------
