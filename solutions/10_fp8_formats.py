@@ -40,7 +40,7 @@ for dtype in (torch.bfloat16, fp8):
     print(f"H200, {dtype}: {gpu.flops[dtype] / 1e12:,.0f} TFLOP/s (published)")
 
 # %% [markdown]
-# Half the memory and traffic, twice the speed of products. And the price? To see it on real numbers we need a model: two layers, $D = 256$ columns, trained for some seconds on the text of lesson 01.
+# Half the memory and traffic, up to twice the speed of products. And the price? To see it on real numbers we need a model: two layers, $D = 256$ columns, trained for some seconds on the text of lesson 01.
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 3 if fast() else 24
@@ -104,7 +104,7 @@ for name, t in tensors.items():
 #
 # $$\mathrm{SNR} = 10 \log_{10} \frac{\sum x^2}{\sum (x - \hat x)^2}$$
 #
-# At 0 dB the error is as large as the numbers: if all come back as 0, that is 0 dB. At 20 dB it has a hundredth of their energy. 6 dB more are half the error: one more bit.
+# At 0 dB the error is as large as the numbers: if all come back as 0, that is 0 dB. At 20 dB it has a hundredth of their energy. 6 dB more are errors half as large, with a quarter of the energy: one more bit.
 #
 # First as they are; then each tensor divided by a **scale** before and multiplied by it afterwards, chosen so that the largest magnitude, called the **amax**, becomes 448, the largest number of this format.
 
@@ -163,7 +163,7 @@ guess = predict("From which outlier on do the others lose 3 dB in FP8?", my_gues
 # - the **exponent**, here 3. It is stored as a number $e$ without sign, which is larger by a constant, the **bias**, so that negative exponents fit too: with a bias of 7, $e = 10$;
 # - the **mantissa**: what comes after the leading 1, here 0.625. In three bits it is counted in eighths: $m = 5$.
 #
-# **E4M3** has 4 bits of exponent and 3 of mantissa; E5M2 has 5 and 2 (2209.05433).
+# **E4M3** has 4 bits of exponent and 3 of mantissa; E5M2 has 5 and 2, and a bias of 15 (2209.05433).
 
 # %%
 EXPONENT_BITS = {"E4M3": 4, "E5M2": 5}
@@ -192,7 +192,7 @@ plots.show(fig, "The byte 0 1010 101: sign 0, exponent field 10, mantissa 5, whi
 # Two things are special.
 #
 # - **$e = 0$.** With a leading 1 everywhere, nothing could be 0. So for $e = 0$ there is none: these are the **subnormal** numbers, eighths of $2^{-6}$, from 0 up to where the normal ones begin.
-# - **$e = 15$, $m = 7$** is **NaN** ("not a number"), the mark of a computation that failed, such as 0/0. There is no infinity. So 448 is the largest number: $1.75 \cdot 2^8$. (Formats that keep all of $e = 15$ for infinity and NaN end earlier.)
+# - **$e = 15$, $m = 7$** is **NaN** ("not a number"), the mark of a computation that failed, such as 0/0. There is no infinity. So 448 is the largest number: $1.75 \cdot 2^8$. (E5M2 keeps all of its largest $e$, 31, for infinity ($m = 0$) and NaN: it ends at $1.75 \cdot 2^{15} = 57344$.)
 #
 # $$
 # \mathrm{value} = \begin{cases} (-1)^{s} \cdot 2^{\,e-7} \cdot (1 + m/8) & e > 0 \\ (-1)^{s} \cdot 2^{-6} \cdot m/8 & e = 0 \end{cases}
@@ -345,7 +345,7 @@ plots.show(fig, "Relative error of rounding: at most 1/16 between 2^-6 and 448, 
 #
 # **Question:** what if the scale is wrong? Make it too large or too small by powers of 2. How far can you go to either side until the SNR falls by 3 dB? For which tensor is there least room, and why?
 #
-# Above: how often a number occurs in the tensor, and below it a line for each of E4M3's numbers, times the scale. Below: the same by magnitude, on an axis of powers of 2.
+# Above: how often a number occurs in the tensor, and below it a line for each of E4M3's numbers, times the scale. Below: the same by magnitude, on an axis of powers of 2; shaded are the subnormals and what becomes 0 (left), and what saturates (right).
 
 
 # %%
@@ -394,10 +394,13 @@ def show_magnitudes(axes, powers, numbers):
 
 alt = "Histograms of a tensor with E4M3's numbers times the scale below them"
 controls = {"tensor": [*tensors], "scale_times_2_to_the": (-4, 20)}
-explore(draw, alt, (7.5, 5), **controls)
+wrong_scale = explore(draw, alt, (7.5, 5), **controls)
+if wrong_scale is not None:  # the controls are there
+    wrong_scale.children[1].value = 0
+wrong_scale
 
 # %% [markdown]
-# <details><summary>Answer</summary>Too small is bad at once: with half the scale the largest numbers saturate. Too large does nothing for a long time: for the activations about 12 powers of 2, a factor of 4,096. Numbers slide to smaller exponents, and each exponent has the same 8 numbers; harm begins where numbers of TYPICAL size reach the subnormals. In SwiGLU and the logit gradients the largest number is 20 to 50 times the typical one, not 4 to 6 times: typical numbers lie further to the left from the start, and there is less room.</details>
+# <details><summary>Answer</summary>Too small is bad at once: with half the scale the largest numbers saturate. Too large does nothing for a long time: for the activations about 12 powers of 2, a factor of 4,096. Numbers slide to smaller exponents, and each exponent has the same 8 numbers; harm begins where numbers of TYPICAL size reach the subnormals. In SwiGLU and the logit gradients the largest number is some 20 and 40 times the typical one, not 4 to 6 times: typical numbers lie further to the left from the start, and there is less room.</details>
 #
 # The next cell says it for all five.
 
@@ -490,13 +493,13 @@ print(f"from 2^{few.min().log2():.0f} to 2^{few.max().log2():.0f}")
 # | name | shape, dtype |
 # |---|---|
 # | `x` | `[..., K]`, any number of axes before it; float32 or bfloat16 |
-# | `power_of_2` | if True, scales go through your `power_of_two_scale` before dividing |
-# | first result | `[..., K]`, `torch.float8_e4m3fn` |
+# | `power_of_2` | if True, scales go through `my_power_of_two_scale` (exercise 3) before dividing |
+# | first result | `[..., K]`: rounded by `my_round`, then cast to `torch.float8_e4m3fn` |
 # | second result | `[..., ceil(K/128)]`, float32: $s$, so that $x \approx x_{fp8} \cdot s$ |
 #
 # - Compute in float32, also where `x` is bfloat16.
 # - If 128 does not divide $K$, the last tile has fewer numbers. `F.pad(x, (0, n))` appends `n` zeros to each row; `-K % 128` is how many are missing.
-# - A tile of zeros must not give 0/0: the smallest scale is `2.0**-126`.
+# - A tile of zeros must not give 0/0: the smallest scale is `2.0**-126`, the smallest normal number of float32.
 # - A tile with a NaN gets the scale NaN.
 #
 # `y.unflatten(-1, (-1, 128))` cuts the last axis into two; `y.amax(-1)` is the largest along the last.
@@ -524,7 +527,7 @@ my_quantize_tiles = check(quantize_tiles)
 #
 # *10 minutes · difficulty ●●●○○*
 #
-# The same for a weight matrix, in squares: block $(i, j)$ holds rows $128i$ to $128i + 127$ and columns $128j$ to $128j + 127$, and fewer at the edges.
+# The same for a weight matrix (zeros and NaN as well), in squares: block $(i, j)$ holds rows $128i$ to $128i + 127$ and columns $128j$ to $128j + 127$, and fewer at the edges.
 #
 # | name | shape, dtype |
 # |---|---|
@@ -615,7 +618,7 @@ for name, curve in curves.items():
 guess.compare(first_damage(curves["E4M3, one scale"]))
 
 # %% [markdown]
-# "One outlier ruins everything" is true of whole numbers at once, and of E4M3 only beyond some ten thousand times the typical number. That is the strength of a floating-point format: its digits do not depend on the scale, only its range does.
+# "One outlier ruins everything" is true of whole numbers at once, and of E4M3 only beyond some 25,000 times the typical number. That is the strength of a floating-point format: its digits do not depend on the scale, only its range does.
 
 # %% [markdown]
 # ## Which tensor needs what?
@@ -686,10 +689,10 @@ print(f"E4M3 is better than E5M2 by {min(better):.1f} to {max(better):.1f} dB in
 # %% [markdown]
 # What these numbers say:
 #
-# - **Three bits of mantissa are worth about 31 dB**, whatever the scale, while numbers stay above the subnormals; E5M2 has a bit less, and 6 dB fewer.
-# - **In E4M3 this small model hardly needs tiles.** What they add is mostly that the largest number of each becomes exactly 448, and has no error. A power-of-2 scale gives that up again.
-# - **int8 needs them**, for the gradients most of all. With them it beats E4M3 on all but the logit gradients: inside a tile without outliers equal steps are the better choice.
-# - **The logit gradients are a case of their own.** One number in each row, that of the right token, has nearly all the energy, and often it is the amax: stored without error, so the SNR over all is high. Look at the other number: with one scale int8 makes zeros of whole tiles.
+# - **Three bits of mantissa are worth about 31 dB**, whatever the scale, while numbers stay above the subnormals; E5M2 has one bit fewer, and 6 dB less.
+# - **In E4M3 this small model hardly needs tiles.** They mostly add that the largest number of each becomes exactly 448, without error; a power-of-2 scale gives that up.
+# - **int8 needs them**, for the logit gradients most of all, then for SwiGLU. With them its worst tenth beats E4M3's on every tensor: without outliers equal steps are better.
+# - **The logit gradients are a case of their own.** One number in each row, that of the right token, has nearly all the energy, and often is the amax, stored without error: the SNR over all is high. Look at the other number: with one scale int8 makes zeros of whole tiles. (DeepSeek-V3 keeps its head out of FP8.)
 
 # %% [markdown]
 # ### So why tiles?
@@ -719,7 +722,7 @@ for w, original in zip(matrices, originals, strict=True):
     w.copy_(original)
 
 # %% [markdown]
-# A thousandth up or down is chance: rounding hits both ways. And that is the forward pass with rounded weights alone; training rounds activations and gradients too, and adds up long sums of products: lessons 11 and 12.
+# One or two thousandths up or down are chance: rounding hits both ways. And that is the forward pass with rounded weights alone; training rounds activations and gradients too, and adds up long sums of products: lessons 11 and 12.
 #
 # ## What scales cost
 #
@@ -751,7 +754,7 @@ print(f"{4 * total / 128**2 / 1e6:,.0f} MB of scales; in tiles {4 * total / 128 
 #
 # ## When does it not pay?
 #
-# **Long sums.** FP8 is for the factors of products. A sum that is KEPT in few bits stops growing when the step exceeds twice the summand. The next cell adds ones.
+# **Long sums.** FP8 is for the factors of products. A sum that is KEPT in few bits stops growing when the step is twice the summand. The next cell adds ones.
 
 # %%
 total = {"E4M3": torch.zeros(()), "bfloat16": torch.zeros((), dtype=torch.bfloat16)}
@@ -800,7 +803,7 @@ else:
 machine.recorded("fp8")
 
 # %% [markdown]
-# **Tensors without outliers**: see the table above. There one scale is enough in E4M3, and cheaper to find and to apply.
+# **Tensors without outliers**: see the table above. There one scale is enough in E4M3, and cheaper to apply: one factor for a whole product. It is not cheaper to find: the whole tensor must be read before its first number can be rounded, while a tile has its scale at hand.
 #
 # ## In the real DeepSeek
 #
@@ -823,13 +826,13 @@ error = snr(kv_a, reference.dequantize_blocks(w_fp8, weight_scale_inv))
 print(f"times its multipliers it comes back with {error:.1f} dB")
 
 # %% [markdown]
-# What did not work: 128 × 128 blocks for gradients too. A model of 16B parameters diverged with them, trained on about 300B tokens (appendix B). Why gradients of different tokens should not share a scale, your map above shows. Lesson 12 tries to reproduce it.
+# What did not work: 128 × 128 blocks for gradients too. A model of 16B parameters diverged with them, trained on about 300B tokens (appendix B). In your map, that of the logit gradients, a block of 128 tokens would have the scale of its bright fields. Lesson 12 tries to reproduce the divergence.
 #
 # ## To remember
 #
 # 1. E4M3 keeps every normal number to within 1/16, from $2^{-6}$ to 448; a scale moves that window over the tensor.
 # 2. A scale that is too small is fatal, one that is too large is harmless up to some hundred- or thousandfold: so it may be a power of 2.
-# 3. Tiles buy range, not digits: they matter where the largest number is more than some ten thousand times the typical one, and cost 3% (0.8% as ue8m0).
+# 3. Tiles buy range, not digits: they matter where the largest number is more than some 25,000 times the typical one (with int8 some 6 times), and cost 3% (0.8% as ue8m0).
 
 # %% [markdown]
 # ## Quiz

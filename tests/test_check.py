@@ -19,6 +19,7 @@ from cells import RMS_NORM, Notebook
 from minids import layers
 from minids.lab import check, exercises, hint, mine, progress, sandbox, solution, status
 from minids.lab.exercise import REGISTRY, Exercise
+from minids.lab.judge import FAIL, judge
 
 RMS, BITS = exercises.find("01.1"), exercises.find("01.5")
 REFERENCE = exercises.reference("01.1")
@@ -631,6 +632,12 @@ def test_results_of_another_kind_fail(kind, said):
 
 def test_a_right_value_in_another_dtype_is_not_called_a_factor(said):
     assert "times what it should be" not in "\n".join(rejected(RESULTS["float64"][0], said))
+
+
+def test_nan_where_the_reference_has_it_is_no_diagnosis():
+    exercise = exercises.find("decode_e4m3")
+    outcome = judge(exercise, lambda codes: exercise.reference(codes) + codes.int() % 3)
+    assert outcome.verdict == FAIL and not outcome.diagnosis
 
 
 def test_a_function_without_return_is_told(said):

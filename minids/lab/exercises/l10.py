@@ -121,6 +121,17 @@ def no_sign(codes):
     return value_of(codes.int() & 127)
 
 
+@DECODE_E4M3.wrong(
+    "The sign bit is still in your exponent, which comes out 16 too large for negative numbers: after >> 3 keep four bits, "
+    "& 15."
+)
+def sign_in_exponent(codes):
+    codes = codes.int()
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3, codes & 7
+    value = sign * torch.where(e == 0, m / 8 * 2.0**-6, (1 + m / 8) * 2.0 ** (e - 7))
+    return torch.where((e == 15) & (m == 7), NAN, value)
+
+
 @DECODE_E4M3.wrong("You divide the mantissa by 16: three bits count from 0 to 7, in eighths.")
 def sixteenths(codes):
     return value_of(codes, fraction=16)
@@ -214,6 +225,22 @@ def ties_away(x):
 )
 def half_up(x):
     return ended(x, rounded(x, turn=lambda y: (y + 0.5).floor()))
+
+
+@ROUND_TO_E4M3.wrong(
+    "Of two equally near numbers you always take the smaller (argmin does so in a sorted list): take the one with the even "
+    "mantissa, as torch.round does."
+)
+def half_down(x):
+    return ended(x, rounded(x, turn=lambda y: (y - 0.5).ceil()))
+
+
+@ROUND_TO_E4M3.wrong(
+    "Your step ends at 2^-6. It is the exponent that ends at -6; the step there is an eighth of 2^-6, which is 2^-9."
+)
+def step_ends_at_6(x):
+    step = (2.0 ** (torch.frexp(x).exponent - 4)).clamp_min(2.0**-6)
+    return ended(x, (x / step).round() * step)
 
 
 @ROUND_TO_E4M3.wrong(
@@ -396,6 +423,7 @@ QUANTIZE_TILES = Exercise(
         {"B": 3, "T": 1, "K": 130, "scales": "powers of 2", "holds": "a NaN"},
         {"B": 1, "T": 4, "K": 257, "scales": "any", "holds": "tiny numbers"},
         {"B": 2, "T": 2, "K": 50, "scales": "any"},
+        {"B": 1, "T": 2, "K": 128, "scales": "any", "holds": "zeros alone"},
     ],
     dtypes=(torch.float32, torch.bfloat16),
     hints=[
@@ -425,6 +453,8 @@ def _(r, B, T, K, scales, holds=""):
     x = numbers(r, B, T, -(-K // 128), 1, 128).flatten(-3)[..., :K].clone()
     if holds == "a tile of zeros":
         x[0, 2, :128] = 0
+    if holds == "zeros alone":
+        x[:] = 0  # a scale of 2^-126 is compared with nothing larger
     if holds == "a NaN":
         x[1, 0, 5] = NAN
     if holds == "tiny numbers":
@@ -567,6 +597,24 @@ def clamped_to_1e_4(x, power_of_2=False):
 
 
 @QUANTIZE_TILES.wrong(
+    "You clamp the amax to 2.0**-126 and divide it by 448 afterwards: clamp the SCALE, which is to be 2.0**-126 at least."
+)
+def amax_clamped(x, power_of_2=False):
+    def scale(tiles, p):
+        scale = tiles.abs().amax(-1).clamp_min(SMALLEST) / 448
+        return reference.power_of_two_scale(scale) if p else scale
+
+    return with_tiles(scale)(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "Your smallest scale is 1e-12: it is to be 2.0**-126, or tiles of tiny numbers lose their digits."
+)
+def clamped_to_1e_12(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax(-1), p).clamp_min(1e-12))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
     "A tile with a NaN comes out finite: let the NaN through. amax keeps it; nan_to_num and Python's max lose it."
 )
 def nan_lost(x, power_of_2=False):
@@ -646,6 +694,8 @@ QUANTIZE_BLOCKS = Exercise(
         {"N": 300, "K": 260, "scales": "powers of 2"},
         {"N": 64, "K": 136, "scales": "any"},
         {"N": 5, "K": 7, "scales": "any"},
+        {"N": 130, "K": 136, "scales": "any", "holds": "a block of zeros"},
+        {"N": 20, "K": 260, "scales": "powers of 2", "holds": "a NaN"},
     ],
     hints=[
         "Exercise 4 made one axis into two, [K] into [tiles, 128]. Do it with both axes: over which of the four is the amax?",
@@ -656,9 +706,14 @@ QUANTIZE_BLOCKS = Exercise(
 
 
 @QUANTIZE_BLOCKS.inputs
-def _(r, N, K, scales):
+def _(r, N, K, scales, holds=""):
     blocks = numbers(r, -(-N // 128), -(-K // 128), 128, 128)
-    return blocks.transpose(1, 2).flatten(2).flatten(0, 1)[:N, :K].clone(), scales == "powers of 2"
+    w = blocks.transpose(1, 2).flatten(2).flatten(0, 1)[:N, :K].clone()
+    if holds == "a block of zeros":
+        w[:128, 128:] = 0
+    if holds == "a NaN":
+        w[3, 200] = NAN
+    return w, scales == "powers of 2"
 
 
 def as_blocks(w):
@@ -773,6 +828,31 @@ def edges_dropped(w, power_of_2=False):
 def padding_left(w, power_of_2=False):
     N, K = w.shape
     return reference.quantize_blocks(F.pad(w, (0, -K % 128, 0, -N % 128)), power_of_2)
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "The padding is the wrong way round: F.pad takes the LAST axis first, so it is (0, -K % 128, 0, -N % 128)."
+)
+def padding_swapped(w, power_of_2=False):
+    N, K = w.shape
+    padded = F.pad(w.float(), (0, -N % 128, 0, -K % 128))
+    n, k = (size // 128 for size in padded.shape)
+    blocks = padded.reshape(n, 128, k, 128)
+    scale = scale_by(blocks.abs().amax((1, 3), keepdim=True), power_of_2)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("A block of zeros gives 0 / 0 = NaN: clamp the scale from below (2.0**-126), as in exercise 4.")
+def zero_block_divided(w, power_of_2=False):
+    blocks = as_blocks(w)
+    scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+    scale = reference.power_of_two_scale(scale) if power_of_2 else scale
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("A block with a NaN comes out finite: let the NaN through, as in exercise 4.")
+def nan_block_lost(w, power_of_2=False):
+    return reference.quantize_blocks(w.nan_to_num(), power_of_2)
 
 
 @QUANTIZE_BLOCKS.wrong("power_of_2 is not looked at: where it is True, round the scale up by your power_of_two_scale.")
