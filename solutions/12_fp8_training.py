@@ -368,10 +368,10 @@ class MyFp8Linear(torch.nn.Linear):
 
 
 # %%
-def in_fp8(model, kind=MyFp8Linear):
+def in_fp8(model, kind=None):
     """The model with all Linears of attention and feed-forward made FP8 ones; the head stays."""
     for layer in linears(model).values():
-        layer.__class__ = kind
+        layer.__class__ = kind or MyFp8Linear
     return model
 
 
@@ -642,11 +642,11 @@ plots.show(fig, "Errors of dx by token: with blocks they rise for small gradient
 # %% [markdown]
 # ## Explore: how unequal may tokens be?
 #
-# Made-up tensors: 512 tokens, $K = N = 256$. The gradient of a token is random, times $2^{-s}$ with $s$ drawn evenly from 0 to `spread`. Points are tokens. E5M2 is FP8's other format, with one bit more of exponent and one less of mantissa (lesson 10).
+# Made-up tensors: 512 tokens, $K = N = 256$. The gradient of a token is random, times $2^{-s}$ with $s$ drawn evenly from 0 to `spread`. Points are tokens. E5M2 is FP8's other format, with one bit more of exponent and one less of mantissa (lesson 10). Dotted: how far below a format's largest number its full precision ends.
 #
 # **Question:** from which spread on do blocks ruin small tokens in E4M3, and in E5M2? Why do tiles never care? What is E5M2's price?
 #
-# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the 3%; at 16 an eighth of all is worse than 10%, at 20 a third, and one in ten is gone. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 (dotted) instead of 2^15. Its price is twice the error for every token, at any spread: 5%. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
+# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the 3%; at 16 an eighth of all is worse than 10%, at 20 a third, and one in ten is gone. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 instead of 2^15. Its price is twice the error for every token, at any spread: 5%. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
 
 
 # %%
