@@ -1,6 +1,6 @@
 # ---
 # title: Balance without a loss
-# promise: You watch a router send nearly everything to a few experts, repair that in DeepSeek-V2's way and in V3's, and measure what each repair costs.
+# promise: You watch a router send most tokens to a few experts, repair that in DeepSeek-V2's way and in V3's, and measure what each repair costs.
 # minutes: 60
 # difficulty: 3
 # needs: [torch]
@@ -8,7 +8,7 @@
 #   - measure how unevenly tokens are spread over experts, and how even they could be at best
 #   - write the balance loss of DeepSeek-V2 and V3, and the bias update that needs no loss
 #   - say exactly when, by how much and from what the gate's bias is updated
-#   - race three routers over several seeds, loss against balance
+#   - race four routers over several seeds, loss against balance
 #   - show how much of the router's gradient a balance loss takes over
 # ---
 
@@ -30,7 +30,7 @@ _ = torch.manual_seed(0)
 #
 # In lesson 07 a **router** gave each token **scores** $s_i$ between 0 and 1, one for each of $E$ **experts** (small feed-forward networks), and sent it to the $A$ best. The **load** of an expert is the number of tokens that it gets. The cross-entropy, the loss that is trained, rewards good predictions alone: nothing in it asks for equal loads.
 #
-# What happens then? Below, a model of two such layers is trained for 80 steps: $E = 16$, $A = 2$, $T = 64$ tokens in each of $B = 16$ **sequences** of a step. Those are 1,024 tokens and 2,048 choices, on average 128 for each expert. Reading the text and training take about 10 seconds.
+# What happens then? Below, a model of two such layers is trained for 80 steps: $E = 16$, $A = 2$, each layer with one shared expert besides, $T = 64$ tokens in each of $B = 16$ **sequences** of a step. Those are 1,024 tokens and 2,048 choices, on average 128 for each expert. Reading the text and training take about 10 seconds.
 
 # %% tags=["nbval-ignore-output"]
 STEPS, SEEDS, E, A, T = (6 if fast() else 80), (2 if fast() else 3), 16, 2, 64
@@ -39,6 +39,7 @@ if fast():
 text = load_text(vocab_size=1024)
 experts = {"n_routed_experts": E, "num_experts_per_tok": A, "moe_intermediate_size": 32}
 sizes = {"vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 2, "attention": "mha"}
+# experts in every layer, and no balance loss but your own
 cfg = minids.ModelConfig(**sizes, **experts, first_k_dense_replace=0, aux_loss_alpha=0.0)
 
 
@@ -77,17 +78,20 @@ def draw_loads(run, name):
 
 draw_loads(unbalanced, "no balancing")
 for layer, loads in enumerate(unbalanced.loads[LAST].mean(0)):
-    idle = (loads < 0.1).sum().item()
+    best = loads.topk(4).values.sum() / E
+    idle = (unbalanced.loads[:, layer] < 0.1).sum(-1)  # [steps]
     print(f"layer {layer}, at the end: the busiest expert has {loads.max():.1f} times the mean,")
-    print(f"         {idle} of {E} experts have less than a tenth of it")
+    print(f"   the 4 busiest have {best:.0%} of all choices (if even, {4 / E:.0%})")
+    print(f"   below a tenth of the mean: {idle.max()} experts in step {idle.argmax()},", end=" ")
+    print(f"{(loads < 0.1).sum()} at the end")
 
 # %% [markdown]
-# White is the mean load, red twice as much or more, blue less. An expert that is chosen learns, so it gets better, and is chosen more. The others starve: this is called **routing collapse**.
+# White is the mean load, red twice as much or more, blue less. An expert that is chosen learns, so it gets better, and is chosen more, while others get hardly a token: this is called **routing collapse**. Here it is deepest early on. Some experts come back, but to the end a quarter of them does most of the work.
 #
 # Two things are lost:
 #
-# - **Time.** Large models keep each expert on some GPU, and a layer is done when its busiest expert is. With loads as above all GPUs wait for one.
-# - **Parameters.** An expert without tokens has no gradient. You store 16 experts and use a few.
+# - **Time.** Large models keep each expert on some GPU. A layer is done when its busiest expert is: all GPUs wait for one.
+# - **Parameters.** An expert without tokens has no gradient, and one with few learns little. You store all 16.
 #
 # What comes next: a number for imbalance, then two repairs. DeepSeek-V2 adds a loss to the cross-entropy (2405.04434, section 2.2.3). DeepSeek-V3 adds a bias to the scores, and almost no loss (2412.19437, section 2.1.2; the idea is from 2408.15664).
 
@@ -100,7 +104,7 @@ for layer, loads in enumerate(unbalanced.loads[LAST].mean(0)):
 #
 # $$f_i = \frac{E}{A\,T} \sum_{t=1}^{T} \mathbb{1}[\text{token } t \text{ chose expert } i]$$
 #
-# $\mathbb{1}[\ldots]$ is 1 where the statement is true, else 0. So $f_i = 1$ for all experts is perfect balance, and 0 is an idle one.
+# $\mathbb{1}[\ldots]$ is 1 where the statement is true, else 0. If $f_i = 1$ for all experts, balance is perfect; $f_i = 0$ is an idle expert.
 #
 # | name | shape | |
 # |---|---|---|
@@ -133,7 +137,7 @@ my_load_fractions = check(load_fractions)
 #
 # $$\mathrm{MaxVio} = \frac{\max_i \mathrm{load}_i - \overline{\mathrm{load}}}{\overline{\mathrm{load}}}$$
 #
-# $\overline{\mathrm{load}}$ is the mean over the experts. 0 is perfect balance; a layer whose experts sit on GPUs of their own then takes $1 + \mathrm{MaxVio}$ times as long as a balanced one. The largest possible value is $E/A - 1$, here 7: all tokens choose the same two experts. Of several layers, take the mean of their MaxVio.
+# $\overline{\mathrm{load}}$ is the mean over the experts. 0 is perfect balance; a layer whose experts sit on GPUs of their own then takes $1 + \mathrm{MaxVio}$ times as long as a balanced one. The largest possible value is $E/A - 1$, here 7: all tokens choose the same two experts. Your function gets the loads of one layer, counts as float tensors; the cells below average over layers.
 
 
 # %%
@@ -150,7 +154,7 @@ my_max_violation = check(max_violation)
 # %% [markdown]
 # ### The floor under it
 #
-# Can MaxVio reach 0? Let a router choose $A$ different experts for each token at random, all equally likely. No router is fairer, and yet one expert of a batch is always the busiest, by luck. The next cell simulates that for several numbers of tokens. Read it before you compare two MaxVio: they must come from the same number of tokens.
+# Can MaxVio reach 0? Let a router choose $A$ different experts for each token at random, all equally likely. No router that looks at one token at a time is fairer, and yet some expert of a batch is the busiest, by luck. The next cell simulates that for several numbers of tokens. Read it before you compare two MaxVio: they must come from the same number of tokens.
 
 
 # %%
@@ -170,7 +174,7 @@ for tokens in (64, 256, 1024, 4096, 16384):
 print(f"without balancing, layer by layer, at the end: {unbalanced.max_vio[LAST].mean():.2f}")
 
 # %% [markdown]
-# Four times the tokens halve the floor: it is noise. Real text lies above it, for its tokens are not independent: a frequent token, such as a line's indentation, always goes the same way.
+# Four times the tokens halve the floor: it is noise. Real text lies above it (the race shows how far), for its tokens are not independent: equal tokens tend to go the same way.
 #
 # ## Exercise 3 · A loss for balance
 #
@@ -180,13 +184,13 @@ print(f"without balancing, layer by layer, at the end: {unbalanced.max_vio[LAST]
 #
 # $$L = \alpha \sum_{i=1}^{E} f_i P_i, \qquad P_i = \frac{1}{T} \sum_{t=1}^{T} s'_{i,t}, \qquad s'_{i,t} = \frac{s_{i,t}}{\sum_j s_{j,t}}$$
 #
-# (V3 eq. 17-20, the **sequence-wise** form: one $L$ for each sequence, then the mean over all $B$.) $\alpha$ is a small factor, $P_i$ the mean share of expert $i$ in the scores. $f$ is a constant for the gradient: a busy expert's scores are pulled down by much, an idle one's by little. In perfect balance $L = \alpha$.
+# (V3 eq. 17-20, the **sequence-wise** form: one $L$ for each sequence, then the mean over all $B$.) $\alpha$ is a small factor, $P_i$ the mean share of expert $i$ in the scores. $f$ is a constant for the gradient: a share at a busy expert costs much, at an idle one little. A token's shares sum to 1, so the loss moves them from busy experts to idle ones. In perfect balance $L = \alpha$.
 
 # %% [markdown]
 # | name | shape | |
 # |---|---|---|
 # | `scores` | `[B, T, E]` | between 0 and 1, not yet normalised |
-# | `indices` | `[B, T, A]` | the experts to count |
+# | `indices` | `[B, T, A]` | the experts to count (V3 counts the $A$ best by $s$ alone, without the bias of exercise 4) |
 # | `alpha` | a number | |
 # | result | 0-dim | with a gradient to `scores` |
 
@@ -243,9 +247,9 @@ my_update_bias = check(update_bias)
 # - **From what:** the choices of ALL tokens of the step's batch, added up over all GPUs.
 # - **By how much:** by $\gamma$ up or down, by the sign alone.
 # - **By whom:** not by the optimizer. Choosing has no gradient, and in the gates the bias does not occur; so it has no gradient at all, no momentum and no weight decay.
-# - **Where it is kept:** in the checkpoint, as `e_score_correction_bias`, in float32: a step of 0.001 would be lost in bfloat16.
+# - **Where it is kept:** in the checkpoint, as `e_score_correction_bias`, in float32: in bfloat16 a step of 0.001 is lost from a bias of 0.5 on.
 #
-# The next cell looks for all that in minids' own gate.
+# The next cell looks at minids' own gate.
 
 # %%
 gate = build(0).moe_layers()[0].gate
@@ -253,17 +257,17 @@ name = "e_score_correction_bias"
 bias = getattr(gate, name)
 print(f"parameters: {[n for n, _ in gate.named_parameters()]}, so an optimizer never sees the bias")
 print(f"in the checkpoint: {list(gate.state_dict())}; asks for a gradient: {bias.requires_grad}")
-print(f"0.9 + 0.001 in float32: {torch.tensor(0.9) + 0.001:.4f};", end=" ")
-print(f"in bfloat16: {(torch.tensor(0.9).bfloat16() + 0.001).item():.4f}")
+print(f"0.5 + 0.001 in float32: {torch.tensor(0.5) + 0.001:.4f};", end=" ")
+print(f"in bfloat16: {(torch.tensor(0.5).bfloat16() + 0.001).item():.4f}")
 logits = torch.randn(1000, E)
-bias.fill_(0.2)
+bias.fill_(0.2)  # for all the same: no effect yet
 before = gate.route(logits)
 bias[3] += 0.3  # one expert more attractive
 after = gate.route(logits)
-for what, routed in (("before", before), ("after", after)):
-    print(f"{what}: expert 3 is chosen by {(routed[0] == 3).sum()} of 1,000 tokens", end="; ")
-    used = routed[2].gather(1, routed[0])
-    same = torch.allclose(routed[1], used / used.sum(1, keepdim=True))
+for what, (chosen, gates, scores) in (("before", before), ("after", after)):
+    print(f"{what}: expert 3 is chosen by {(chosen == 3).sum()} of 1,000 tokens", end="; ")
+    used = scores.gather(1, chosen)
+    same = torch.allclose(gates, used / used.sum(1, keepdim=True))
     print(f"the gates are the plain scores, normalised: {same}")
 
 # %% [markdown]
@@ -271,9 +275,9 @@ for what, routed in (("before", before), ("after", after)):
 #
 # No model here, only your two functions: a simulated gate whose logits (the scores before the sigmoid) stay as they are. Expert $i$ has a fixed advantage, drawn once and multiplied by `skew`; each token adds noise of its own. 300 steps of 1,000 tokens. At the left MaxVio over the steps, at the right the 16 biases.
 #
-# **Question:** at which $\gamma$ do the biases never arrive within 300 steps? At which do they oscillate? What does more `skew` do to the first of the two?
+# **Question:** at which $\gamma$ does MaxVio not come down to the dotted floor within 300 steps, for the biases are still on their way? At which does it stay above, for they oscillate? What does more `skew` do to both?
 #
-# <details><summary>Answer</summary>With 0.001 the biases move by 0.3 at most: enough for a skew of 1, too little from 1.5 on. 0.003 and 0.01 arrive. At 0.03 MaxVio settles at more than twice the floor, at 0.1 it stays above 1 however long you wait: each step throws busy experts below the mean and idle ones above it, and the next one back. More skew means a longer way, so it takes a larger γ to arrive in time.</details>
+# <details><summary>Answer</summary>With 0.001 the biases move by 0.3 at most: just enough for a skew of 1 (MaxVio 0.26), too little from 1.5 on. 0.003 arrives up to a skew of 2. 0.01 arrives sooner, and settles a little above the floor. At 0.03 MaxVio settles at more than twice the floor, at 0.1 at six times and more, however long you wait: each step throws busy experts below the mean and idle ones above it, and the next one back. More skew means a longer way, so a small γ needs more steps; and the oscillation grows too: with 0.03 MaxVio ends at 0.36 for a skew of 0.5, at 1.48 for 2.5.</details>
 
 
 # %%
@@ -323,7 +327,7 @@ explore(draw, alt="MaxVio and biases over 300 simulated steps", size=(8, 3.4), *
 # | bias | 0 | 0.005 |
 # | strong loss | 1 | 0 |
 #
-# Why not V3's $\gamma = 0.001$? In 80 steps it moves a bias by 0.08 at most.
+# Why not V3's $\gamma = 0.001$ and $\alpha = 0.0001$? In 80 steps the one moves a bias by 0.08 at most; the gradient of the other would be less than a hundredth of the prediction's (measured below).
 #
 # ### Your prediction
 #
@@ -365,7 +369,7 @@ def both_losses(model, inputs, targets):
 
 
 # %% [markdown]
-# Each run is judged on 8,192 tokens of held-out files: loss in bits per byte as in lesson 01, and MaxVio. MaxVio of training is noted in each step. The cell prints a line for each run; together they take about a minute on two cores.
+# Each run is judged on 8,192 tokens of held-out files: loss in bits per byte as in lesson 01, and MaxVio over all of them. MaxVio in training is counted in each step, over its 1,024 tokens, and averaged over the last fifth of the steps. More tokens, a lower floor: compare each column with its own. The cell after the next prints a line for each run; together they take about a minute on two cores.
 
 # %% tags=["nbval-ignore-output"]
 unseen = minids.data.encode_files(text.tokenizer, text.corpus.heldout)
@@ -409,18 +413,19 @@ for seed in range(SEEDS):
         print(f"MaxVio {run.max_vio[LAST].mean():.2f} at the end", flush=True)
 
 # %% tags=["nbval-ignore-output"]
-print("mean of all seeds   bits/byte  MaxVio: a step  held out  busiest expert")
+print("mean of all seeds   bits/byte  MaxVio in training  held out  busiest expert")
 ends = {name: torch.stack([run.max_vio[LAST].mean() for run in runs[name]]) for name in runs}
 for name, pairs in judged.items():
     bits, held = torch.tensor(pairs).mean(0)
-    print(f"{name:18} {bits:10.4f} {ends[name].mean():15.2f} {held:9.2f}", end="")
+    print(f"{name:18} {bits:10.4f} {ends[name].mean():19.2f} {held:9.2f}", end="")
     print(f" {1 + ends[name].mean():8.1f} times the mean")
+print(f"{'floor, by luck':18} {floor:30.2f} {luck(sample[0].numel(), draws=48):9.2f}")
 halved = sum(ends["bias"] < ends["no balancing"] / 2).item()
-print(f"the bias at least halves MaxVio with {halved} of {SEEDS} seeds; the floor is {floor:.2f}")
+print(f"the bias at least halves MaxVio with {halved} of {SEEDS} seeds")
 by_seed = {name: torch.tensor([bits for bits, _ in pairs]) for name, pairs in judged.items()}
 for name in ("no balancing", "auxiliary loss", "strong loss"):
     gaps = by_seed["bias"] - by_seed[name]
-    spread = "within the spread: not told apart"
+    spread = "the sign depends on the seed: not told apart"
     if gaps.min() > 0 or gaps.max() < 0:
         spread = f"{'worse' if gaps.min() > 0 else 'better'} with every seed"
     print(f"bias against {name}: {gaps.mean():+.4f} bits per byte, from", end=" ")
@@ -440,8 +445,7 @@ for row, (name, found) in enumerate(runs.items()):
     bits = by_seed[name]
     right.plot(ends[name], bits, linestyle="", label=name, **style)
     right.plot(ends[name].mean(), bits.mean(), linestyle="", marker="+", color=plots.INK, ms=14)
-pair = ("bias", "auxiliary loss")
-ways = [torch.stack([values[name] for name in pair]) for values in (ends, by_seed)]  # [2, seeds]
+ways = [torch.stack(list(values.values())) for values in (ends, by_seed)]  # [kinds, seeds]
 right.plot(*ways, color=plots.GRID, marker="", linestyle="-", zorder=0)
 left.axhline(floor, color=plots.INK, linestyle=":")
 left.annotate("floor: by luck", (0, floor), xytext=(2, 4), textcoords="offset points")
@@ -463,9 +467,9 @@ draw_loads(runs["bias"][0], "bias")
 # %% [markdown]
 # How to read this:
 #
-# - Compare points of the same seed (grey lines): what a seed changes for all kinds alike cancels out.
-# - "Better with every seed" is weak evidence with three seeds: luck alone does that in one race out of four. "Not told apart" is a result too: no price in loss is seen. The strong loss shows how one looks.
-# - What collapse itself costs in loss is small HERE: 16 experts of 32 columns, trained for seconds.
+# - Compare points of the same seed (joined by a grey line): what a seed changes for all kinds alike cancels out.
+# - "Better with every seed" is weak evidence with three seeds: luck alone puts one kind ahead with all three, this one or that, in one race out of four. "Not told apart" is a result too: no price in loss is seen. The strong loss shows how one looks.
+# - What collapse itself costs in loss is small HERE: 16 experts of 32 columns, trained for seconds, beside a shared one that learns from all tokens.
 # - MaxVio depends on $\gamma$ times the steps (how far a bias can go), on $\alpha$, on the number of experts (its largest value is $E/A - 1$), and on how many tokens are counted (the floor).
 
 # %% [markdown]
@@ -509,22 +513,24 @@ def router_gradients(model, batches=4):
 
 for name in ("no balancing", "auxiliary loss"):
     pairs = router_gradients(runs[name][0].model)
-    between = [angle(ce, bal) for ce, bal in pairs]
-    print(f"model trained with {name}, {len(pairs)} pairs:", end=" ")
-    print(f"g_ce and g_bal are {min(between):.0f}° to {max(between):.0f}° apart")
+    print(f"model trained with {name}: g_ce and g_bal are apart by")
+    for layer in (0, 1):
+        between = [f"{angle(ce, bal):.0f}°" for ce, bal in pairs[layer::2]]
+        print(f"   {', '.join(between)} in layer {layer} (a batch each)")
     for alpha in (0.001, 0.01, 0.1, 1):
         turned = sum(angle(ce, ce + alpha * bal) for ce, bal in pairs) / len(pairs)
         ratio = sum(alpha * bal.norm() / ce.norm() for ce, bal in pairs) / len(pairs)
-        print(f"   alpha {alpha:5}: balance is {ratio:7.2f} times as long,", end=" ")
+        print(f"   alpha {alpha:5}: alpha g_bal is {ratio:5.2f} times as long as g_ce,", end=" ")
         print(f"the sum is turned by {turned:2.0f}°")
 
 # %% [markdown]
-# About 90°, at times less or more: the balance loss neither fights the prediction nor helps it. But with a large $\alpha$ the router follows almost nothing else: that is the price of the strong loss in the race. With a small one the prediction leads, and balance comes late. The bias has no such choice to make: it has no gradient.
-#
+# Nearly all angles are within 30° of 90°: the larger part of $g_{bal}$ is sideways to the prediction. Beyond 94°, twice what chance gives, the rest works against the prediction; below 86° it works with it. The lengths decide: with a large $\alpha$ the router follows almost nothing but balance, the price of the strong loss in the race. With a small one the prediction leads, and more imbalance stays (its table). The bias has no gradient and pulls on no weight; what must be chosen for it is a speed, $\gamma$.
+
+# %% [markdown]
 # ## When does it not pay?
 #
 # - **Small batches.** Below some hundred tokens a step the sign follows luck: look at the floor for 64 tokens.
-# - **Few experts, or one device.** If all experts are on one processor, nobody waits. The next cell shows what imbalance costs here.
+# - **Few experts, or one device.** If all experts are on one processor, nobody waits: the next cell.
 # - **In use.** The bias is fixed then, and real texts may load experts differently than the training data did.
 # - **$\gamma$ too large or too small**: the explorer.
 # - **Balance is no quality.** Experts with even loads may still all learn the same.
@@ -545,7 +551,7 @@ for name, seconds in machine.race(both, rounds=9).items():
     print(f"one expert a device: {1 + ends[name].mean():.1f} times the least")
 
 # %% [markdown]
-# What stands after the semicolon is arithmetic, for the experts alone: the busiest one's load.
+# Run it again: which one is ahead, and by how much, changes. One processor does the work of all experts, and with or without balance that is the same work. What stands after the semicolon is arithmetic, for the experts alone: the busiest one's load.
 #
 # ## In the real DeepSeek
 #
@@ -577,11 +583,11 @@ for name, seconds in machine.race(both, rounds=9).items():
 #
 # **2.** Why must the bias stay out of the gates?
 # <details><summary>the outputs would be weighted by how idle an expert was</summary>Yes: a gate says how well an expert fits. The bias says how busy it was.</details>
-# <details><summary>it could become negative</summary>No: biases are negative for busy experts, and do no harm in the choice.</details>
+# <details><summary>the gates would no longer sum to 1</summary>No: they are normalised after the choice, with a bias or without.</details>
 #
 # **3.** MaxVio is 0.15 over 1,024 tokens and 0.04 over 16,384. Did balance improve?
 # <details><summary>yes, by a factor of almost 4</summary>No: both are what luck alone gives with 16 experts and 2 choices.</details>
-# <details><summary>it cannot be said</summary>Yes: compare at one number of tokens, or with each one's floor.</details>
+# <details><summary>no, both are at their floor</summary>Yes: compare MaxVio at one number of tokens, or each with its own floor.</details>
 #
 # **4.** What is the balance loss for perfectly even loads?
 # <details><summary>0</summary>No: all f are 1 and the shares P sum to 1, so it is α.</details>
@@ -593,7 +599,7 @@ for name, seconds in machine.race(both, rounds=9).items():
 # Each begins with `import minids`.
 #
 # 1. Train twice from a shell, a few minutes each: `python -m minids.train --balance none --out A` and `--balance bias --out B`. Compare the heat maps in both `loss.png`, and read the loads out of `log.jsonl`: `from minids import report; rows = report.read_log("A/log.jsonl")`, with `rows[-1]["loads"]`. After how many steps is the bias at half of the other's MaxVio? What does `--balance loss` give?
-# 2. Replace the sign in `own_update` by the relative deviation, $b_i \leftarrow b_i + \gamma\,(\overline{\mathrm{load}} - \mathrm{load}_i)/\overline{\mathrm{load}}$, and find the $\gamma$ at which it does as well. Three seeds. Which of the two stays calmer with batches of 64 tokens?
+# 2. In `own_update`, move the bias by the relative deviation instead of its sign, $b_i \leftarrow b_i + \gamma\,(\overline{\mathrm{load}} - \mathrm{load}_i)/\overline{\mathrm{load}}$, and find the $\gamma$ at which it does as well. Three seeds. Which of the two stays calmer with 64 tokens a step (`inputs[:1, :T]` and `targets[:1, :T]` in `with_alpha`)?
 
 # %%
 status()

@@ -81,6 +81,20 @@ def upside_down(indices, n_experts):
     return of_counts(lambda T, A, E: A * T / E)(indices, n_experts)
 
 
+@LOAD_FRACTIONS.wrong(
+    "The factor is E·A/T: A stands on the wrong side. More choices make a larger mean count A·T/E, so divide by A too."
+)
+def top_k_on_the_wrong_side(indices, n_experts):
+    return of_counts(lambda T, A, E: E * A / T)(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong(
+    "Whole numbers (int64) come out: a load is a fraction of the mean count. Count in float32, use /."
+)
+def whole_numbers(indices, n_experts):
+    return counts_of(indices, n_experts).long() * n_experts // indices[0].numel()
+
+
 @LOAD_FRACTIONS.wrong("E // (A·T) is a division of whole numbers, 0 whenever A·T is larger: use /.")
 def whole_division(indices, n_experts):
     return of_counts(lambda T, A, E: E // (A * T))(indices, n_experts)
@@ -258,6 +272,11 @@ def all_experts(load):
     return (load - load.mean()) / load.mean()
 
 
+@MAX_VIOLATION.wrong("A Python number comes out: give the tensor, without .item() or float().")
+def as_a_number(load):
+    return violation(load, load.mean()).item()
+
+
 # 08.3 -----------------------------------------------------------------------------------------------------------------
 
 BALANCE_LOSS = Exercise(
@@ -380,6 +399,35 @@ def sum_over_tokens(scores, indices, alpha):
 )
 def P_of_the_chosen(scores, indices, alpha):
     return total(loads(indices, scores), (is_chosen(indices, scores) * normalised(scores)).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "P is made of the gates: only the chosen scores, divided by THEIR sum. It is the mean of s' over all tokens, and s' "
+    "divides by the sum over all E experts, chosen or not (V3 eq. 19)."
+)
+def P_of_the_gates(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(is_chosen(indices, scores) * scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "The mean over the tokens is taken first, and normalised after: divide each TOKEN's scores by their sum, then take "
+    "the mean, or tokens with large scores count more."
+)
+def normalised_after_the_mean(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(scores.mean(-2)), alpha)
+
+
+@BALANCE_LOSS.wrong(
+    "The choice is made anew from the scores: count the experts in `indices`, whatever made that choice."
+)
+def chosen_anew(scores, indices, alpha):
+    best = scores.topk(indices.shape[-1], dim=-1).indices
+    return total(loads(best, scores), normalised(scores).mean(-2), alpha)
+
+
+@BALANCE_LOSS.wrong("It is E times too large: the factor E stands in f already, multiply by it once.")
+def experts_twice(scores, indices, alpha):
+    return total(loads(indices, scores) * scores.shape[-1], normalised(scores).mean(-2), alpha)
 
 
 @BALANCE_LOSS.wrong(
@@ -535,6 +583,16 @@ def extremes_only(bias, load, rate):
     new[load.argmax()] -= rate
     new[load.argmin()] += rate
     return new
+
+
+@UPDATE_BIAS.wrong("`rate` is not used: the sign is multiplied by it, or a bias moves by 1 in each step.")
+def without_rate(bias, load, rate):
+    return bias + torch.sign(load.mean() - load)
+
+
+@UPDATE_BIAS.wrong("The step is 0.001 whatever `rate` is: V3's value is for V3, use the argument.")
+def fixed_rate(bias, load, rate):
+    return bias + 0.001 * torch.sign(load.mean() - load)
 
 
 @UPDATE_BIAS.wrong("The old bias is multiplied: `rate` times the sign is ADDED to it, or a bias of 0 would never move.")
