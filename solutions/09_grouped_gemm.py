@@ -717,7 +717,8 @@ plots.show(fig, "Left, time on one device; right, of 8 devices the fullest has e
 # On one device the arithmetic does not change with skew, so the time changes little; all to one may even save: one expert's matrices are read instead of 64. Compare the dashed line with the right half, which rises to 8. (MaxVio, lesson 08: how far the fullest expert is above the mean, in means. A busy machine's clock scatters; run it again.)
 #
 # Why then balance at all? First, an expert that nobody chooses does not learn. Second, the right half: DeepSeek spreads experts over GPUs. All wait for the fullest: if it has eight times the mean, the experts' part of a step takes eight times as long. That is arithmetic, from the loads; the order of experts there is by load, the worst case.
-#
+
+# %% [markdown]
 # ## Named GPUs, by arithmetic
 #
 # V2-Lite's routed experts, 16,384 tokens, bfloat16, forward: both products. Backward, each product needs two more of the same size, one for its rows' gradient and one for its weights': together three times the time.
