@@ -277,7 +277,7 @@ for power in (False, True):
     print(f"{off(straight, exact):12.2%} {off(my_wgrad(dy, *codes, power), exact):20.2%}")
 
 # %% [markdown]
-# So powers of 2 are no compromise here. V3 used them for just three kinds of tensors; from V3.1 on every scale is one. From here on `power_of_2` is True.
+# So for $dW$ powers of 2 are no compromise: what they lose the first time they save the second. For $y$, with one rounding, they are (first column). V3 used them for just three kinds of tensors; from V3.1 on every scale is one. From here on `power_of_2` is True.
 #
 # ## A Linear that trains
 #
