@@ -122,7 +122,7 @@ plots.show(fig, "Binary digits of 44.5, 5.6875 and -3.875; places right of the u
 #
 # where trunc drops what is behind the point. A step of Hopper's FP8 instruction adds 32 products to the **old sum** (the accumulator), which is a term like the others.
 #
-# This is an imitation. The report says that 32 products are aligned by the largest exponent, that what lies beyond 14 bits is cut off, and that the old sum has 14 bits too (section 3.5.2). That it is aligned together with the products, and cut towards 0, is our assumption.
+# This is an imitation. The report says that 32 products are aligned by the largest exponent, that what lies beyond 14 bits is cut off, and that the old sum has 14 bits too (section 3.5.2). That it is aligned together with the products, and cut towards 0, is our assumption. So a new sum is cut when the next step takes it as its old one, not before.
 
 # %% [markdown]
 # ## Exercise 1 · One step of the adder
@@ -168,7 +168,7 @@ print(f"exact: {three.sum():.4f}")
 #
 # ```
 # products:     32 32 32 32 | 32 32 32 32 | 32 …
-# 14 bits:      0 → → → acc | 0 → → → acc | 0 …
+# 14 bits:      →  →  →  acc| →  →  →  acc| →
 # float32:              +=  |         +=  |
 # ```
 
@@ -211,7 +211,8 @@ def errors(kind, K):
     """{name: error} of a product of `numbers`: of sums of 14 bits, and of rounding the factors."""
     a, b, want = fp8_pair(kind, K)
     torch.manual_seed(K)
-    exact = functools.reduce(lambda x, w: x @ w.T, (numbers(kind, K).double() for _ in range(2)))
+    x, w = (numbers(kind, K).double() for _ in range(2))  # the seed's same numbers, not rounded
+    exact = x @ w.T
     return {
         "14 bits": relative_error(my_matmul_limited(a, b, 14, None), want),
         "promoted every 128": relative_error(my_matmul_limited(a, b, 14, 128), want),
@@ -244,9 +245,9 @@ guess.compare(100 * at_4096["14 bits"], how="imitated")
 # %% [markdown]
 # **Positive numbers:** the sum grows like $K$, and the unit with it. Each product loses on average half a unit, always in the same direction, so the losses add up. Rounding the factors is different: it goes up as often as down, so its errors cancel, more and more with growing $K$. Soon the short sum is by far the worst of all errors.
 #
-# **Both signs:** the sum grows like $\sqrt K$ only, and the losses have both signs too: they cancel. Here the rounding of the factors is worse than the sum at every $K$, six times at the largest.
+# **Both signs:** the sum grows like $\sqrt K$ only, and the losses have both signs too: they cancel. Here the rounding of the factors is worse than the sum at every $K$, six times at $K$ = 16,384.
 #
-# So promotion is a cure for **bias**, an error that always pulls the same way. Real tensors are in between. The report gives nearly 2% as the largest relative error at $K$ = 4096, from DeepSeek's own test of random matrices.
+# So promotion is a cure for **bias**, an error that always pulls the same way. For $K$ = 4096 the report gives nearly 2% as the largest relative error, from a test of random matrices: between the errors of our two kinds.
 
 # %%
 print("positive numbers, 14 bits: the unit beside one product")
@@ -428,7 +429,9 @@ my_kernel = check(blockscaled_kernel)
 # %% [markdown]
 # ## All of it together
 #
-# Float32 matrices, quantised as in lesson 10, multiplied by your function, by your kernel and by the one that minids ships. What should you see? All agree to rounding (on a GPU to about 14 bits); against the product of the *unrounded* matrices they are some percent off, as the rounding of the factors says. The traffic meter counts what the kernel moves, beside the same product from bfloat16.
+# Float32 matrices, quantised as in lesson 10, multiplied by your function, by your kernel and by the one that minids ships. What should you see? All agree to rounding (on a GPU to about 14 bits); against the product of the *unrounded* matrices they are some percent off, as the rounding of the factors says.
+#
+# The traffic meter counts what a kernel loads. Loaded **for the first time** are the codes and the scales: half of what $x$ and $w$ have in bfloat16, and little more. The rest is loaded again: $x$ for each column of programs, $w$ for each row of them. `minids` takes 128 rows at a time here, so it loads $w$ once; and it pads $K$ to 1,024.
 
 
 # %%
@@ -475,7 +478,7 @@ SCALES = {"x_scale": "*fp32", "w_scale": "*fp32"}
 
 
 def wanted(kernel, block_m, block_n, warps, arch=90):
-    """What to compile: a kernel with M, N and K divisible by 16, 3 stages."""
+    """What to compile: M, N, K divisible by 16; tiles of 3 rounds (stages) in shared memory."""
     types = {name: (CODES | SCALES)[name] for name in kernel.arg_names if name in CODES | SCALES}
     sizes = dict(BLOCK_M=block_m, BLOCK_N=block_n, TILE=128)
     return compiled.request(kernel, types, sizes, arch, warps, 3, aligned=("M", "N", "K"))
@@ -495,7 +498,7 @@ if not missing():
 # %% [markdown]
 # An A100 has no FP8: Triton names E4M3 `fp8e4nv`, and refuses. (From sm_89 on, RTX 40 and Hopper, it compiles.)
 #
-# The next table adds two columns. **FMA**: multiplications (with or without addition) in the loop, of one thread in one round: the cost of scales and promotion. **fit**: how many programs fit on one SM (a Hopper processor: 65,536 registers, 227 KiB of shared memory).
+# The next table adds two columns. **FMA**: multiplications (with or without addition) in the loop, of one thread in one round: the cost of scales and promotion. **spilled**: bytes for which a thread lacks registers. **fit**: how many programs fit on one SM (a Hopper processor: 65,536 registers, 227 KiB of shared memory).
 
 
 # %%
@@ -503,6 +506,9 @@ def loop_of(ptx):
     """The lines of the code's innermost loop: the part between two labels that multiplies."""
     parts = re.split(r"(?m)^\$L__BB", ptx)
     return max(parts, key=lambda part: part.count("wgmma.mma_async")).splitlines()
+
+
+FMA = r"\b(fma|mul)\.(rn\.)?f32"  # a multiplication, with or without an addition
 
 
 def seen_in(lines, pattern):
@@ -514,7 +520,7 @@ for (name, block_m, block_n, warps), one in found.items():
     if isinstance(one, compiled.DoesNotCompile):
         print(f"{name}: {str(one)[-200:]}")
         continue
-    fma = seen_in(loop_of(one.ptx), r"\b(fma|mul)\.(rn\.)?f32")
+    fma = seen_in(loop_of(one.ptx), FMA)
     fit = min(65536 // (one.registers * 32 * warps), 227 * 1024 // one.shared)
     print(f"{block_m:3}×{block_n} {warps} warps {name:10}", end="")
     row = f"{one.wgmma:5} {fma:4} {one.registers:10} {one.spills:8}"
@@ -544,12 +550,12 @@ for name in ("plain", "yours"):
             print(f"    multiply  {start:8}{re.search(r'm64n[0-9]+k[0-9]+[.a-z0-9]*', line)[0]}")
         elif word:
             print(f"    {word:10}{line.rstrip(';').split('wgmma.')[1]}")
-    print(f"    {seen_in(lines, r'fma.rn.f32')} FMAs a thread")
+    print(f"    scale     {seen_in(lines, FMA)} FMAs a thread")
 
 # %% [markdown]
-# The plain loop waits with **1**: the next tile is multiplied while the last one still is. Yours waits with **0**, for it needs the partial sum *now*, to scale it. In that time this program's tensor core has nothing to do: it is **drained** at each tile of $K$.
+# The plain loop waits with **1**: it sends the next tile while one is still being multiplied. Yours waits with **0**, for it needs the partial sum *now*, to scale it. In that time this program's tensor core has nothing to do: it is **drained** at each tile of $K$.
 #
-# That is why a simple block-scaled kernel can be slower than cuBLAS in BF16. For one product, 4096×24576×7168 on an H200, published times give 355 TFLOP/s for a public Triton kernel and 1,066 for **DeepGEMM**, DeepSeek's own library (both derived from times; not measured here).
+# That is why a simple block-scaled kernel can be slower than cuBLAS in BF16. For one product, 4096×24576×7168 on an H200, 355 TFLOP/s for a public Triton kernel and 1,066 for **DeepGEMM**, DeepSeek's own library, follow from times that others published; we have not measured them.
 #
 # What cures it:
 #
@@ -664,7 +670,7 @@ for weights in (True, False):
 # %% [markdown]
 # *any* is from 16 rows on, the fewest tried. (An expert's rows are its own tokens only.)
 #
-# A rule in it: for each row of $x$, quantising moves about $3K$ bytes, and the product saves time proportional to $NK$. So **N decides**: the next cell computes from which $N$ on a compute-bound product saves more than quantising $x$ costs, however many rows there are. 576 columns are too few, unless another product uses the same quantised $x$. In V3's attention one does: the latent of the queries.
+# A rule in it: for each row of $x$, quantising moves about $3K$ bytes, and the product saves time proportional to $NK$. Both grow with $K$ alike, so **N decides**: the next cell computes from which $N$ on a compute-bound product saves more than quantising $x$ costs, however many rows there are. 576 columns are too few, unless another product uses the same quantised $x$. In V3's attention one does: the latent of the queries.
 
 # %%
 for gpu in ("H200", "H100", "RTX 4090"):
@@ -722,7 +728,7 @@ explore(
 # - **Narrow layers:** below 600 columns or so (900 on an H100) quantising $x$ costs more than the product can save. A model for a laptop consists of such layers.
 # - **Few rows in training:** the weights are quantised for each step, whatever the rows.
 # - **A kernel that drains:** at 355 TFLOP/s no large shape wins, for BF16's peak is 989.
-# - **Numbers of both signs, for accuracy alone:** there promotion repairs the smaller error. It is needed because nobody knows in advance which sums are one-sided, and because with scales for each tile it is nearly free.
+# - **Numbers of both signs, for accuracy alone:** there promotion repairs the smaller error. It is needed because nobody knows in advance which sums are one-sided, and the scales of each tile need its multiplications anyway.
 #
 # End to end the gain is smaller again, for a training step is not made of these products alone: lesson 12.
 

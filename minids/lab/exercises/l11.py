@@ -1,7 +1,10 @@
 """Lesson 11: sums of limited precision, the block-scaled product in torch, and its kernel."""
 
+from contextlib import contextmanager
+
 import torch
 
+from minids import triton_env
 from minids.fp8 import reference
 from minids.lab.exercise import Exercise
 from minids.lab.tiles import tl, triton
@@ -19,6 +22,7 @@ ADD_LIMITED = Exercise(
         {"B": 3, "n": 33, "bits": 14},
         {"B": 2, "n": 7, "bits": 11},
         {"B": 1, "n": 1, "bits": 14},
+        {"B": 2, "n": 5, "bits": 9},
     ],
     hints=[
         "Put the old sum beside the products, as one more number: torch.cat([acc.unsqueeze(-1), products], -1). The largest "
@@ -36,6 +40,8 @@ def _(r, B, n, bits):
     if n == 33:
         acc[0, 0], products[0, 0] = 0, 0  # nothing to align to
         acc[0, 1], products[0, 1] = -64, products[0, 1] / 8  # a power of 2 is the largest, and it is negative
+    if n == 5:
+        acc, products = torch.zeros_like(acc), products / 4096  # the beginning of a sum of small products
     return acc, products, bits
 
 
@@ -157,6 +163,49 @@ def cuts_the_result(acc, products, bits):
 
 
 @ADD_LIMITED.wrong(
+    "You add exactly and then cut the sum to whole units: the hardware cuts each term BEFORE the addition."
+)
+def cuts_the_sum_to_units(acc, products, bits):
+    terms = together(acc, products)
+    return cut(terms.sum(-1, keepdim=True), unit_of(largest_of(terms), bits)).squeeze(-1)
+
+
+@ADD_LIMITED.wrong(
+    "You cut the new sum once more: it is cut when the next step takes it as its old sum, not before. Return the sum of "
+    "the cut terms."
+)
+def cuts_the_new_sum_too(acc, products, bits):
+    total = reference.add_limited(acc, products, bits)
+    return cut(total, unit_of(total.abs(), bits))
+
+
+@ADD_LIMITED.wrong(
+    "The largest of the exponents is not the exponent of the largest: frexp(0) gives 0, more than that of a small term, and "
+    "at the start the old sum is 0. First abs() and amax, then frexp."
+)
+def largest_exponent(acc, products, bits):
+    terms = together(acc, products)
+    exponent = torch.frexp(terms).exponent.amax(-1, keepdim=True)
+    return cut(terms, torch.ldexp(torch.ones_like(terms[..., :1]), exponent - bits)).sum(-1)
+
+
+@ADD_LIMITED.wrong(
+    "The unit has lost the last dimension, so it does not stretch over the terms: amax(-1, keepdim=True) keeps it, with "
+    "size 1."
+)
+def without_keepdim(acc, products, bits):
+    terms = together(acc, products)
+    return cut(terms, unit_of(terms.abs().amax(-1), bits)).sum(-1)
+
+
+@ADD_LIMITED.wrong(
+    "The old sums have one dimension fewer than the products: acc.unsqueeze(-1), or acc[..., None], makes them one more term."
+)
+def cat_without_unsqueeze(acc, products, bits):
+    return torch.cat([acc, products], -1)
+
+
+@ADD_LIMITED.wrong(
     "Each term is cut by its own leading bit, as in a floating format: then nothing small is ever lost. All terms share ONE "
     "unit, that of the largest."
 )
@@ -267,6 +316,19 @@ def acc_goes_on_to_the_end(a, b, bits, promote):
 
 
 @MATMUL_LIMITED.wrong(
+    "After a promotion acc goes on from where it was, so everything is counted again at the next one: set acc to 0. (And "
+    "what is left in acc at the end is added too.)"
+)
+def acc_goes_on_and_is_lost(a, b, bits, promote):
+    total = acc = a.new_zeros(len(a), len(b))
+    for k in range(0, a.shape[1], STEP):
+        acc = reference.add_limited(acc, a[:, None, k : k + STEP] * b[None, :, k : k + STEP], bits)
+        if promote and (k + STEP) % promote == 0:
+            total = total + acc
+    return total if promote else acc
+
+
+@MATMUL_LIMITED.wrong(
     "The last partial sum is lost: where K is no multiple of `promote`, something is left in acc. Return total + acc."
 )
 def last_one_is_lost(a, b, bits, promote):
@@ -329,6 +391,14 @@ def all_at_once(a, b, bits, promote):
 )
 def steps_of_promote(a, b, bits, promote):
     return sum(limited(a, b, bits, promote, step=promote or STEP))
+
+
+@MATMUL_LIMITED.wrong(
+    "You add `promote` products at once, and all of K where it is None: a step has 32, and a promotion comes after "
+    "promote / 32 steps."
+)
+def all_until_the_promotion(a, b, bits, promote):
+    return sum(limited(a, b, bits, promote, step=promote or a.shape[1]))
 
 
 @MATMUL_LIMITED.wrong("You add one product at a time: a step takes 32 of them, aligned to one unit.")
@@ -551,6 +621,15 @@ def bytes_as_numbers(x_fp8, x_scale, w_fp8, w_scale):
     return sum(partial * x_scale[:, t, None] * rows[:, t] for t, partial in partial_sums(*codes))
 
 
+@MATMUL_BLOCKSCALED.wrong(
+    "w's scales, each 128 times, are more than N where N is no multiple of 128: cut them, "
+    "w_scale.repeat_interleave(128, 0)[:N]."
+)
+def scales_not_cut_to_N(x_fp8, x_scale, w_fp8, w_scale):
+    rows = w_scale.repeat_interleave(TILE, 0)
+    return sum(partial * x_scale[:, t, None] * rows[:, t] for t, partial in partial_sums(x_fp8, w_fp8))
+
+
 @MATMUL_BLOCKSCALED.wrong("torch's @ multiplies no FP8 tensors: decode them first, x_fp8[:, s].float().")
 def not_decoded(x_fp8, x_scale, w_fp8, w_scale):
     return x_fp8[:, :TILE] @ w_fp8[:, :TILE].T * x_scale[:, :1]
@@ -629,13 +708,39 @@ def with_room(tensor):
     return room[:numbers].view(tensor.shape)
 
 
+@contextmanager
+def fp8_operands():
+    """Have the interpreter refuse a tl.dot of other numbers than FP8: on a GPU that would be another, slower product."""
+    if triton_env.mode() != "interpreter":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    own, original = "create_dot" in vars(builder), builder.create_dot  # its own: the traffic meter's
+
+    def dot(a, b, *rest, **options):
+        if not (a.dtype.scalar.is_fp8() and b.dtype.scalar.is_fp8()):
+            raise TypeError(f"tl.dot gets {a.dtype.scalar} and {b.dtype.scalar}; give it a and b in FP8, as loaded")
+        return original(a, b, *rest, **options)
+
+    builder.create_dot = dot
+    try:
+        yield
+    finally:
+        del builder.create_dot
+        if own:
+            builder.create_dot = original
+
+
 def launch_blockscaled(kernel, x_fp8, x_scale, w_fp8, w_scale, block_m=16, block_n=32, **options):
     """y [M,N] fp32 of one launch; `options` go to the compiler: num_warps, num_stages."""
     inputs = [with_room(one) for one in (x_fp8, x_scale, w_fp8, w_scale)]
     (M, K), N = x_fp8.shape, len(w_fp8)
     y = with_room(torch.full((M, N), float("nan"), device=x_fp8.device))
     grid = triton.cdiv(M, block_m), triton.cdiv(N, block_n)
-    kernel[grid](*inputs, y, M, N, K, BLOCK_M=block_m, BLOCK_N=block_n, TILE=TILE, **options)
+    with fp8_operands():
+        kernel[grid](*inputs, y, M, N, K, BLOCK_M=block_m, BLOCK_N=block_n, TILE=TILE, **options)
     return y.clone()
 
 
@@ -827,13 +932,18 @@ def k_not_masked_in_w(
     flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_k_mask_w")
 
 
-@BLOCKSCALED_KERNEL.wrong("The load of x lacks m < M: the last program has rows that x has not.")
+@BLOCKSCALED_KERNEL.wrong(
+    "The load of x lacks m < M: the last program has rows that x has not. (Two masks are joined by &; `and` keeps one.)"
+)
 @triton.jit
 def m_not_masked(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
     flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_m_mask")
 
 
-@BLOCKSCALED_KERNEL.wrong("The load of w lacks n < N: the last program has columns that y, and rows that w has not.")
+@BLOCKSCALED_KERNEL.wrong(
+    "The load of w lacks n < N: the last program has columns that y, and rows that w has not. (Two masks are joined by &; "
+    "`and` keeps one.)"
+)
 @triton.jit
 def n_not_masked(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
     flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_n_mask")
@@ -990,6 +1100,102 @@ def w_read_as_columns(
     x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
 ):
     flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "w_as_columns")
+
+
+@triton.jit
+def slipped(
+    x, x_scale, w, w_scale, y, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr, FLAW: tl.constexpr,
+):  # fmt: skip
+    """As `flawed`: mistakes in how a mask, an operand or the store is written."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    k, tiles = tl.arange(0, TILE), tl.cdiv(K, TILE)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for t in range(0, tiles):
+        at = t * TILE + k
+        if FLAW == "one_further":
+            at = t + k
+        if FLAW == "no_brackets":
+            a = tl.load(x + m * K + at[None, :], mask=m < M & at[None, :] < K, other=0.0)
+            b = tl.load(w + n * K + at[:, None], mask=n < N & at[:, None] < K, other=0.0)
+        else:
+            a = tl.load(x + m * K + at[None, :], mask=(m < M) & (at < K)[None, :], other=0.0)
+            b = tl.load(w + n * K + at[:, None], mask=(n < N) & (at < K)[:, None], other=0.0)
+        sx = tl.load(x_scale + m * tiles + t, mask=m < M, other=0.0)
+        if FLAW == "one_w_scale_by_program":
+            sw = tl.load(w_scale + tl.program_id(1) * tiles + t)
+        else:
+            sw = tl.load(w_scale + n // TILE * tiles + t, mask=n < N, other=0.0)
+        if FLAW == "converts":
+            acc += tl.dot(a.to(tl.float32), b.to(tl.float32)) * sx * sw
+        else:
+            acc += tl.dot(a, b) * sx * sw
+        if FLAW == "stores_each_round":
+            tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
+    if FLAW == "bfloat16":
+        acc = acc.to(tl.bfloat16).to(tl.float32)
+    if FLAW == "no_brackets":
+        tl.store(y + m * N + n, acc, mask=m < M & n < N)
+    elif FLAW != "stores_each_round":
+        tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
+
+
+@BLOCKSCALED_KERNEL.wrong("Round t begins at column t: a tile is TILE wide, so the columns are at = t * TILE + k.")
+@triton.jit
+def columns_one_further(
+    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
+):
+    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "one_further")
+
+
+@BLOCKSCALED_KERNEL.wrong(
+    "The masks lack their brackets: & binds more tightly than <, so m < M & at < K is m < (M & at) < K. Write "
+    "(m < M) & (at[None, :] < K), and so in the other load and in the store."
+)
+@triton.jit
+def mask_without_brackets(
+    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
+):
+    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_brackets")
+
+
+@BLOCKSCALED_KERNEL.wrong(
+    "w's scale is taken by program, one for all of its columns: a program has BLOCK_N columns, and a block row of scales "
+    "TILE. Row n // TILE has that of column n."
+)
+@triton.jit
+def one_scale_of_the_program(
+    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
+):
+    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "one_w_scale_by_program")
+
+
+@BLOCKSCALED_KERNEL.wrong(
+    "a and b are converted before tl.dot, or scaled, which makes them float32 too: a GPU then multiplies float32, not FP8, "
+    "and nothing is won. Give tl.dot the codes as they were loaded, and scale what it gives."
+)
+@triton.jit
+def converts_the_codes(
+    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
+):
+    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "converts")
+
+
+@BLOCKSCALED_KERNEL.wrong(
+    "The sum is cut to bfloat16, which has 8 bits, before it is stored: y is float32, store acc as it is."
+)
+@triton.jit
+def cut_to_bf16(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
+    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "bfloat16")
+
+
+@BLOCKSCALED_KERNEL.wrong("The values are right, but y is stored in each round: the store comes once, after the loop.")
+@triton.jit
+def stores_in_each_round(
+    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
+):
+    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "stores_each_round")
 
 
 @BLOCKSCALED_KERNEL.wrong("The values are right, but a and b are loaded twice in each round: keep them in variables.")
