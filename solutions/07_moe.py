@@ -31,9 +31,9 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## The problem: every parameter is multiplied
 #
-# The **feed-forward** of lesson 01, a SwiGLU of width $W$, holds most of a language model's parameters: three matrices, $3DW$ numbers. Each token is multiplied with all of them, two **FLOPs** (a multiplication and an addition) per parameter. A model that should know four times as much, with $W$ four times as wide, does four times the arithmetic for each token, also where the token needs nothing of what was added.
+# The **feed-forward** of lesson 01, a SwiGLU of width $W$, holds most of a language model's parameters: three matrices, $3DW$ numbers. Each token is multiplied with all of them, two **FLOPs** (a multiplication and an addition) per parameter. With $W$ four times as wide, each token costs four times the arithmetic, also one that needs nothing of what was added.
 #
-# A **mixture of experts** (MoE) splits the wide layer into many narrow ones, the **experts**. A small matrix, the **router**, picks a few of them for each token; the others stay idle. So the model has the parameters of the wide layer, and nearly the arithmetic of the narrow one. The next cell measures all three: widths $W$ and $4W$, and 16 experts a quarter of $W$ wide, of which each token visits 4.
+# A **mixture of experts** (MoE) splits the wide layer into many narrow ones, the **experts**. A small matrix, the **router**, picks a few of them for each token; the others stay idle. So the model has the parameters of the wide layer, and nearly the arithmetic of the narrow one. Measured: widths $W$ and $4W$, and 16 experts a quarter of $W$ wide, of which each token visits 4: one **shared** expert, which all tokens visit, and 3 that the router picks for it among 15 **routed** ones.
 
 # %% tags=["nbval-ignore-output"]
 D, W = 512, 1024
@@ -58,13 +58,13 @@ for name, layer in rivals.items():
     print(f"{1e3 * times[name]:6.1f} ms, {times[name] / times['dense, W']:.2f} times W")
 
 # %% [markdown]
-# Two prices stand in that table. The arithmetic of the experts is nearly that of $W$; the router adds a little. The time is another matter: it holds what no FLOP counts, such as sorting tokens by expert and multiplying many small matrices instead of one large.
+# Three prices stand in that table. The memory of the experts is that of $4W$: all must be there. Their arithmetic is nearly that of $W$; the router adds a little. The time is another matter: it holds what no FLOP counts, such as sorting tokens by expert and many small products instead of one large.
 #
-# (Those layers have random weights: what experts are good for shows only in training.)
+# (The weights are random: what experts are good for shows only in training.)
 #
 # ### Your prediction
 #
-# Below, two small models train on the same text: a dense one, and one with 64 experts, with equal arithmetic per token. An MoE's step takes longer than a dense one, so in the same **seconds** it makes fewer of them. When both have trained for the same seconds, about 10 to 15 on two cores, how many bits per byte will the MoE be ahead? Negative means behind; both end somewhere between 2 and 2.4 bits per byte. Write a number in place of `None`.
+# Below, two small models train on the same text: a dense one, and one with 64 experts, with equal arithmetic per token. An MoE's step takes longer, so in the same **seconds** it makes fewer. When both have trained for the same seconds, about 10 to 15 on two cores, how many bits per byte will the MoE be ahead? Negative means behind; both end somewhere between 2 and 2.4 bits per byte. Write a number in place of `None`.
 
 # %%
 my_guess = None  # bits per byte, such as 0.1 or -0.1
@@ -77,7 +77,7 @@ guess = predict("At equal seconds, how far is the MoE ahead?", my_guess, "bits p
 #
 # $$h_t = u_t + \sum_{\text{shared } s} \mathrm{FFN}_s(u_t) + \sum_{\text{chosen } i} g_{i,t}\, \mathrm{FFN}_i(u_t)$$
 #
-# **Shared** experts see every token, for what all of them need. The router chooses among the **routed** ones, and gives each chosen one a **gate** $g$, the weight of its result.
+# Each $\mathrm{FFN}$ is one expert, a SwiGLU of width $F$. Shared experts see every token, for what all of them need. The router chooses among the routed ones, and gives each chosen one a **gate** $g$, the weight of its result.
 #
 # | letter | meaning | field of the config |
 # |---|---|---|
@@ -139,9 +139,9 @@ for finer in (1, 2, 4, 8):
     print(f"{A:2d} of {E:3d} experts, each 1/{finer} as wide: {math.comb(E, A):>26,} teams")
 
 # %% [markdown]
-# That is the argument for **fine-grained** experts in 2401.06066, whose example are the first and the third line. With few large experts each must know several unrelated things; with many small ones, knowledge can be divided more finely and combined more freely. A **shared** expert takes what all would otherwise learn again.
+# That is the argument for **fine-grained** experts in 2401.06066; the first and the third line are its example. With few large experts each must know several unrelated things; with many small ones, knowledge can be divided more finely and combined more freely. A **shared** expert takes what all would otherwise learn again.
 #
-# The paper's own measurement, models of about 2 billion parameters, loss on the Pile (a collection of texts), lower is better:
+# The paper's own measurement, loss on the Pile (a collection of texts), lower is better; Switch and GShard are older MoEs of few large experts, from which a token chooses one or two:
 #
 # | | loss |
 # |---|---|
@@ -150,14 +150,14 @@ for finer in (1, 2, 4, 8):
 # | GShard (top-2) | 1.867 |
 # | DeepSeekMoE (fine-grained, shared) | 1.808 |
 #
-# From dense to any MoE is the larger step there, and fine grain the smaller.
+# From dense to any MoE is the larger step there, and fine grain the smaller. Mind which dense model that is. DeepSeekMoE has 2 billion parameters here, and against a dense model with as many in TOTAL, the paper's abstract says, it "nearly approaches" it: that one is the upper bound, so the dense one of the table must be smaller.
 
 # %% [markdown]
 # ## Exercise 2 · Few groups for each token
 #
 # *10 minutes · difficulty ●●●○○*
 #
-# 256 experts do not fit on one machine. V3 puts a **group** of them on each of 8, and lets a token go to 4 groups at most, so that its hidden state travels to few machines (V3 section 2.1.2). With $n$ = `n_group` and 12 experts in 3 groups, of which 2 may stay:
+# V3's numbers take 1,342 GB in bfloat16; 8 cards of 80 GB hold 640. So in training V3 puts a **group** of its 256 experts on each of 8 machines, and lets a token go to 4 groups at most, so that its hidden state travels to few machines (V3 section 2.1.2). Each expert has a **score** for each token; where scores come from is exercise 3, and so is the bias in `biased`, a number added to them that can make them negative. One token, 12 experts in 3 groups, of which 2 may stay (bold: a group's two best):
 #
 # | group 0 | | | | group 1 | | | | group 2 | | | |
 # |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -170,7 +170,7 @@ for finer in (1, 2, 4, 8):
 # | name | shape | meaning |
 # |---|---|---|
 # | `biased` | `[M, E]` | scores to choose by, any sign |
-# | `n_group` | a number | groups, each of $E / n$ NEIGHBOURS |
+# | `n_group` | a number | groups, $n$ of them, each of $E / n$ NEIGHBOURS |
 # | `topk_group` | a number | how many stay |
 # | result | `[M, E]` | the scores, $-\infty$ in the groups that go |
 #
@@ -195,7 +195,7 @@ my_group_limit = check(group_limit)
 # %% [markdown]
 # ### The trap
 #
-# Why $-\infty$, would 0 not do? A sigmoid is never negative. But with the bias, which comes next, a score can be; then 0 is a high score, and experts of closed groups win. The library transformers filled with 0 up to version 5.5.4 (its issue 45440), and vLLM once did (pull request 13474).
+# Why $-\infty$, would 0 not do? V3's scores are sigmoids (exercise 3), which are never negative. But with the bias a score can be; then 0 is a high score, and experts of closed groups win. The library transformers filled with 0 up to version 5.5.4 (its issue 45440), and vLLM once did (pull request 13474).
 #
 # A test: lower ALL biases by the same amount. Nothing may change, for every expert loses alike. The next cell does it with 256 experts in 8 groups, of which 4 stay, and lets each token choose 8.
 
@@ -232,9 +232,9 @@ for bias in (0.0, -0.5, -0.7, -0.8, -0.9, -1.0):
 # | `top_k` | a number | $A$ |
 # | `n_group`, `topk_group` | numbers | for `my_group_limit` |
 # | `factor` | a number | `routed_scaling_factor` |
-# | result | `[M, A]`, `[M, A]` | indices of the chosen, best first (as `topk` gives them), and gates |
+# | result | `[M, A]`, `[M, A]` | indices of the chosen, largest BIASED score first (as `topk` gives them), and their gates |
 #
-# `scores.gather(-1, indices)` picks, in each row, what stands at its indices. With `n_group` 1 there is nothing to limit: skip it, the race below will be faster.
+# `scores.gather(-1, indices)` picks, in each row, what stands at its indices. With `n_group` 1 there is nothing to limit: skip it, the race below will be faster. Stuck? `hint("route")`.
 
 
 # %%
@@ -273,7 +273,7 @@ my_route = check(route)
 # $\mathrm{FFN}(x) = W_{down}\,(\mathrm{silu}(W_{gate}\,x) \cdot W_{up}\,x)$; mind that the gate of a SwiGLU and the gates $g$ share only the name. $S$ experts side by side are one of width $S F$: no one chooses between them.
 
 # %% [markdown]
-# Tools: `F.linear(x, w)`; `y.chunk(2, -1)` halves the last dimension; `layers.swiglu(x, *shared)`; `(indices == e).nonzero(as_tuple=True)` gives two rows of numbers, the tokens that chose expert `e` and the places where; `out.index_add(0, token, y)` gives `out` with row `y[j]` added to row `token[j]`.
+# Tools: `F.linear(x, w)`; `y.chunk(2, -1)` halves the last dimension; `layers.swiglu(x, *shared)`; `token, place = (indices == e).nonzero(as_tuple=True)` gives two rows of numbers, the tokens that chose expert `e` and the places where (both are empty if none did); `out.index_add(0, token, y)` gives `out` with row `y[j]` added to row `token[j]`. Stuck? `hint("moe_forward")`.
 
 
 # %%
@@ -296,7 +296,7 @@ my_moe_forward = check(moe_forward)
 # %% [markdown]
 # ## Your layer
 #
-# All three together, with the weights of a layer of minids: 32 experts in 8 groups, 4 groups and 6 experts for a token, 2 shared experts, a bias. Both should give the same. minids has no loop over experts: it sorts the tokens by expert and multiplies all groups in one call (lesson 09 builds that). What does the loop cost?
+# All three together, with the weights of a layer of minids: 32 experts in 8 groups, 4 groups and 6 experts for a token, 2 shared experts, a bias. Both should give the same. minids has no loop over experts: it sorts the tokens by expert and multiplies all groups in one call (lesson 09 builds that). The loop makes several small calls for each expert; the second cell shows what that costs here, against minids.
 
 
 # %%
@@ -408,7 +408,7 @@ class Run:
 
 
 # %% [markdown]
-# The cell takes about 80 seconds on two cores, and prints a line for each seed.
+# The cell takes about 80 seconds on two idle cores, and prints a line for each seed.
 
 # %% tags=["nbval-ignore-output"]
 STEPS, SEEDS, EVERY = (12, 2, 3) if fast() else (400, 3, 25)
@@ -497,7 +497,7 @@ if not fast():
 # - At equal seconds the dense model is ahead first: it makes more steps, and early on more text is worth more than more parameters. What counts is where the line crosses zero, if it does: later, knowing more is worth more. On a slower machine, or one where small products cost more, the crossing comes later, or after the end of the race.
 # - Three seeds that agree would do so by luck in one race out of four, if the kinds were equal; the size of the gap beside the seeds' spread says more.
 #
-# This is one tiny model on one processor. The published gap is at the top of this lesson; DeepSeek-V3 trained on 14.8 trillion tokens, very far to the right of any crossing.
+# This is one tiny model on one processor. The published gap stands above exercise 2; DeepSeek-V3 trained on 14.8 trillion tokens, very far to the right of this picture.
 
 # %% [markdown]
 # ## Where does the time go?
@@ -630,9 +630,9 @@ print(f"H200, ridge {ridge:.0f}: an expert needs that many rows, so", end=" ")
 print(f"{ridge * E / A:,.0f} tokens together; a dense layer {ridge:.0f}")
 
 # %% [markdown]
-# The middle is the worst place: with 64 tokens V3 reads almost as much as a dense model with ALL its parameters would, and does the arithmetic of 37 billion. That is why MoE models are served to very many users at once, on many cards.
+# The middle is the worst place: with 64 tokens V3 reads almost as much as a dense model with ALL its parameters would, and does the arithmetic of 37 billion. So MoE models are served to very many users at once, on many cards.
 #
-# Travel, by the arithmetic of DeepSeek's ISCA paper (2505.09343; quoted here after others): a hidden state goes to 9 experts in one byte per number and comes back in two. Training on one machine, or on a laptop, none of this appears; there remains what the race showed, that few steps favour dense. And where **memory** is what is short, not arithmetic, the fair rival is a dense model of the MoE's TOTAL size: the race did not ask it.
+# Travel, by the arithmetic of DeepSeek's ISCA paper (2505.09343, read in a secondary copy): a hidden state goes to 9 experts in one byte per number and comes back in two, at 50 GB per second and card. The next cell's time is for one token through all layers; a card with 32 tokens needs 32 times as long, unless it computes meanwhile ("overlapped"). On one machine nothing travels; what the race showed remains, that few steps favour dense. And where **memory** is short, not arithmetic, the fair rival is a dense model of the MoE's TOTAL size: the race did not ask it.
 
 # %%
 sent = 3 * 9 * v3.hidden_size
@@ -644,7 +644,7 @@ print(f"to {v3.topk_group} machines instead of 9 experts: at most {reduced:,.0f}
 # %% [markdown]
 # ## In the real DeepSeek
 #
-# The next cell reads the published configs. V3's router stands in section 2.1.2 of its report, its sizes in section 4.2.
+# The next cell prints the published sizes, as `ModelConfig.preset` holds them. V3's router stands in section 2.1.2 of its report, its sizes in section 4.2.
 #
 # - **V2** differs in four ways: scores by softmax over all experts; a group's score is its best expert's; the gates are not normalised; no bias, balance comes from losses. For V2-Lite there are no groups.
 # - **V3**: sigmoid, top-2 sum, normalised, and a bias.
@@ -676,7 +676,7 @@ for name in ("deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "kimi-k2"):
 #
 # **1.** You double $E$ and keep $A$, $S$, $F$. What happens to the FLOPs of a token?
 # <details><summary>they double</summary>No: a token visits as many experts as before.</details>
-# <details><summary>almost nothing</summary>Yes: only the router's matrix grows, by D columns for each expert.</details>
+# <details><summary>almost nothing</summary>Yes: only the router's matrix grows, by a row of D numbers for each expert.</details>
 #
 # **2.** $A = 1$ and the gates are normalised. How does the router learn from the loss?
 # <details><summary>by the gate of the chosen expert</summary>No: that gate is s / s = 1, whatever s is. Its gradient is zero.</details>
@@ -697,7 +697,7 @@ for name in ("deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "kimi-k2"):
 # Each begins with `import minids`.
 #
 # 1. Repeat the race with `load_text(vocab_size=2048)` (and `vocab_size=2048` in `common`), with the same steps. Predict first: is the gap larger or smaller, and is it still outside the seeds' spread? Then double `STEPS`.
-# 2. Is fine grain worth it here? Keep $(A + S) F$ and $E F$ of the race and try 16 experts of 128 with top-1, 32 of 64 with top-2, 64 of 32 with top-4 and 128 of 16 with top-8, all with `n_shared_experts=0`, three seeds each, at equal steps. Quiz question 2 says what to expect of the first; set `norm_topk_prob=False` for it (and leave `routed` out, which always normalises).
+# 2. Is fine grain worth it here? Keep $(A + S) F$ and $E F$ of the race and try 16 experts of 128 with top-1, 32 of 64 with top-2, 64 of 32 with top-4 and 128 of 16 with top-8, all with `n_shared_experts=0`, three seeds each, at equal steps. Quiz question 2 says what to expect of the first; set `norm_topk_prob=False` for it, and leave out the two lines of `Run` that put `routed` in, for your router always normalises.
 
 # %%
 status()

@@ -52,7 +52,7 @@ def shared_forgotten(cfg):
 
 
 @MOE_PARAMETERS.wrong(
-    "The shared experts count for the total alone: a token need not choose them, it visits them always, so they are active."
+    "Only A experts are active in your count: a token visits A routed ones and, besides them, all S shared ones."
 )
 def shared_not_active(cfg):
     return counted(cfg)[0], counted(cfg, shared=0)[1]
@@ -114,6 +114,25 @@ def all_active(cfg):
 )
 def total_of_chosen(cfg):
     return counted(cfg, total=cfg.num_experts_per_tok)
+
+
+@MOE_PARAMETERS.wrong("You return one number, the total: two are wanted, (total, active).")
+def total_alone(cfg):
+    return counted(cfg)[0]
+
+
+@MOE_PARAMETERS.wrong("You return one number, the active parameters: two are wanted, (total, active).")
+def active_alone(cfg):
+    return counted(cfg)[1]
+
+
+@MOE_PARAMETERS.wrong(
+    "Of the router you count only the A rows of the chosen experts as active: a token is compared with all E, or none "
+    "could be chosen."
+)
+def rows_of_the_chosen(cfg):
+    total, active = counted(cfg)
+    return total, active - (cfg.n_routed_experts - cfg.num_experts_per_tok) * (cfg.hidden_size + 1)
 
 
 @MOE_PARAMETERS.wrong("The two numbers are swapped: the total comes first, then the active ones.")
@@ -184,6 +203,32 @@ def two_best(groups):
 def masked_by_zero(biased, n_group, topk_group):
     groups = split(biased, n_group)
     return kept(groups, two_best(groups), topk_group, fill=0.0)
+
+
+@GROUP_LIMIT.wrong("A large negative number is not -inf: use float('-inf'), which loses against any score.")
+def masked_by_a_number(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    return kept(groups, two_best(groups), topk_group, fill=-1e9)
+
+
+@GROUP_LIMIT.wrong(
+    "You multiply the mask by -inf, and 0 · -inf is NaN, so what stays is lost too: write -inf by masked_fill."
+)
+def mask_times_infinity(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    best = two_best(groups).topk(topk_group, dim=-1).indices
+    dropped = torch.ones_like(groups[..., 0]).scatter(-1, best, 0.0)
+    return (groups + dropped.unsqueeze(-1) * float("-inf")).flatten(-2)
+
+
+@GROUP_LIMIT.wrong(
+    "The mask [M, n_group] meets scores [M, n_group, E / n_group] without an axis for the experts: mask.unsqueeze(-1)."
+)
+def mask_without_an_axis(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    best = two_best(groups).topk(topk_group, dim=-1).indices
+    dropped = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
+    return groups.masked_fill(dropped, float("-inf")).flatten(-2)
 
 
 @GROUP_LIMIT.wrong(
@@ -516,6 +561,39 @@ def by_number(logits, bias, top_k, n_group, topk_group, factor):
     return indices, normalised(scores.gather(-1, indices), factor)
 
 
+@ROUTE.wrong(
+    "The experts come in the order of their gates: the largest BIASED score is first, as topk of the biased scores gives "
+    "them."
+)
+def by_gate(logits, bias, top_k, n_group, topk_group, factor):
+    scores = logits.sigmoid()
+    indices = chosen(scores + bias, top_k, n_group, topk_group)
+    gates, order = normalised(scores.gather(-1, indices), factor).sort(-1, descending=True)
+    return indices.gather(-1, order), gates
+
+
+@ROUTE.wrong("The gates are made of the logits: gather from their sigmoids, the scores (eq. 15).")
+def gates_of_logits(logits, bias, top_k, n_group, topk_group, factor):
+    indices = chosen(logits.sigmoid() + bias, top_k, n_group, topk_group)
+    return indices, normalised(logits.gather(-1, indices), factor)
+
+
+@ROUTE.wrong("The gates of ALL tokens are added up: each token's are divided by their own sum, sum(-1, keepdim=True).")
+def normalised_over_everything(logits, bias, top_k, n_group, topk_group, factor):
+    scores = logits.sigmoid()
+    indices = chosen(scores + bias, top_k, n_group, topk_group)
+    gates = scores.gather(-1, indices)
+    return indices, gates / gates.sum() * factor
+
+
+@ROUTE.wrong("The sum has shape [M] and meets gates [M, A]: keep its axis, sum(-1, keepdim=True).")
+def sum_without_its_axis(logits, bias, top_k, n_group, topk_group, factor):
+    scores = logits.sigmoid()
+    indices = chosen(scores + bias, top_k, n_group, topk_group)
+    gates = scores.gather(-1, indices)
+    return indices, gates / gates.sum(-1) * factor
+
+
 @ROUTE.wrong("The order is swapped: return the indices first, then the gates.")
 def gates_first(logits, bias, top_k, n_group, topk_group, factor):
     return route(logits, bias, top_k, n_group, topk_group, factor)[::-1]
@@ -547,8 +625,8 @@ MOE_FORWARD = Exercise(
     hints=[
         "For one expert: which rows of `indices` hold its number, and at which of the A places? Only those tokens go through "
         "it, and each result is added to its token, times the gate at that place. No gate touches the shared experts.",
-        "token, choice = (indices == e).nonzero(as_tuple=True); gate, up = F.linear(x[token], gate_up_proj[e]).chunk(2, -1); "
-        "y = F.linear(F.silu(gate) * up, down_proj[e]) * gates[token, choice, None]; out = out.index_add(0, token, y), with "
+        "token, place = (indices == e).nonzero(as_tuple=True); gate, up = F.linear(x[token], gate_up_proj[e]).chunk(2, -1); "
+        "y = F.linear(F.silu(gate) * up, down_proj[e]) * gates[token, place, None]; out = out.index_add(0, token, y), with "
         "layers.swiglu(x, *shared) as the first out.",
     ],
 )
@@ -609,7 +687,7 @@ def shared_for_each_expert(x, indices, gates, gate_up_proj, down_proj, shared):
     return len(down_proj) * always(x, shared) + routed(x, indices, gates, gate_up_proj, down_proj)
 
 
-@MOE_FORWARD.wrong("The experts' results are added without their gates: multiply each by gates[token, choice].")
+@MOE_FORWARD.wrong("The experts' results are added without their gates: multiply each by gates[token, place].")
 def gates_missing(x, indices, gates, gate_up_proj, down_proj, shared):
     return always(x, shared) + routed(x, indices, torch.ones_like(gates), gate_up_proj, down_proj)
 
@@ -639,7 +717,7 @@ def gates_normalised_again(x, indices, gates, gate_up_proj, down_proj, shared):
     return always(x, shared) + routed(x, indices, gates, gate_up_proj, down_proj)
 
 
-@MOE_FORWARD.wrong("All choices of a token get the gate of its first: take gates[token, choice], not gates[token, 0].")
+@MOE_FORWARD.wrong("All choices of a token get the gate of its first: take gates[token, place], not gates[token, 0].")
 def first_gate_for_all(x, indices, gates, gate_up_proj, down_proj, shared):
     return always(x, shared) + routed(x, indices, gates[:, :1].expand_as(gates), gate_up_proj, down_proj)
 
@@ -741,3 +819,82 @@ def all_tokens_through_all(x, indices, gates, gate_up_proj, down_proj, shared):
 @MOE_FORWARD.wrong("Expert 0 is left out: the loop begins at 1, and the numbers of the experts at 0.")
 def from_one(x, indices, gates, gate_up_proj, down_proj, shared):
     return always(x, shared) + routed(x, indices, gates * (indices > 0), gate_up_proj, down_proj)
+
+
+def loop(x, indices, gates, gate_up_proj, down_proj, shared, experts=None, where=None, weight=None, stop=False):
+    """The answer of the hint with a part of it replaced; stop: whether an expert without a token ends the loop."""
+    out = always(x, shared)
+    for e in range(len(down_proj)) if experts is None else experts:
+        token, place = (where or torch.Tensor.nonzero)(indices == e, as_tuple=True)
+        if stop and not len(token):
+            break
+        y = one_expert(x[token], gate_up_proj[e], down_proj[e])
+        y = y * (gates[token, place, None] if weight is None else weight(token, place, e))
+        out = out.index_add(0, token, y)
+    return out
+
+
+@MOE_FORWARD.wrong(
+    "Tokens and places are swapped: nonzero gives the ROWS of `indices` first, the tokens, and then the columns, the places."
+)
+def token_and_place_swapped(x, indices, gates, gate_up_proj, down_proj, shared):
+    def where(chosen, as_tuple):
+        return chosen.nonzero(as_tuple=as_tuple)[::-1]
+
+    return loop(x, indices, gates, gate_up_proj, down_proj, shared, where=where)
+
+
+@MOE_FORWARD.wrong(
+    "You take gates[token, e]: the columns of `gates` are the A places of a token, not the E experts. "
+    "Take gates[token, place]."
+)
+def gates_by_expert(x, indices, gates, gate_up_proj, down_proj, shared):
+    def weight(token, place, e):
+        return gates[token, e, None]
+
+    return loop(x, indices, gates, gate_up_proj, down_proj, shared, weight=weight)
+
+
+@MOE_FORWARD.wrong(
+    "The gates, one for each row, meet results [rows, D] without an axis for D: gates[token, place].unsqueeze(-1)."
+)
+def gates_without_an_axis(x, indices, gates, gate_up_proj, down_proj, shared):
+    def weight(token, place, e):
+        return gates[token, place]
+
+    return loop(x, indices, gates, gate_up_proj, down_proj, shared, weight=weight)
+
+
+@MOE_FORWARD.wrong(
+    "The loop goes over the first A experts: it must meet all E of them, len(down_proj); A is how many ONE token chose."
+)
+def first_experts_alone(x, indices, gates, gate_up_proj, down_proj, shared):
+    return loop(x, indices, gates, gate_up_proj, down_proj, shared, experts=range(indices.shape[1]))
+
+
+@MOE_FORWARD.wrong("The last expert is left out: range(n) ends at n - 1, so range(len(down_proj)) meets them all.")
+def last_left_out(x, indices, gates, gate_up_proj, down_proj, shared):
+    return loop(x, indices, gates, gate_up_proj, down_proj, shared, experts=range(int(indices.max())))
+
+
+@MOE_FORWARD.wrong(
+    "The loop ends at the first expert without a token: go on to the next one, `continue`, or do nothing at all, for "
+    "empty rows add nothing."
+)
+def ends_at_an_idle_expert(x, indices, gates, gate_up_proj, down_proj, shared):
+    return loop(x, indices, gates, gate_up_proj, down_proj, shared, stop=True)
+
+
+@MOE_FORWARD.wrong(
+    "Gate and up of the SHARED expert are swapped: `shared` has gate, up, down, in the order of layers.swiglu(x, *shared)."
+)
+def shared_swapped(x, indices, gates, gate_up_proj, down_proj, shared):
+    gate, up, down = shared
+    return loop(x, indices, gates, gate_up_proj, down_proj, (up, gate, down))
+
+
+@MOE_FORWARD.wrong("x @ W does not fit: the weights are [out, in], so the product is x @ W.T, which is F.linear(x, W).")
+def not_transposed(x, indices, gates, gate_up_proj, down_proj, shared):
+    for e in range(len(down_proj)):
+        token, _ = (indices == e).nonzero(as_tuple=True)
+        x[token] @ gate_up_proj[e]
