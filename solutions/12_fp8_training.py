@@ -73,7 +73,7 @@ draw_product(panels[2], "dW\n[N,K]", ("dyᵀ\n[N,M]", "NM"), ("x\n[M,K]", "MK"),
 plots.show(fig, "The three products of a Linear; coloured: tiles along the dimension of the sum.")
 
 # %% [markdown]
-# Coloured: the tiles that a product needs, along its sum. $x$ is cut along a token in the first product, and **across** the tokens in the third.
+# Coloured: two neighbouring tiles, each with a scale of its own, as a product needs them: along its sum. $x$ is cut along a token in the first product, and **across** the tokens in the third.
 #
 # To feel it we need real tensors: a model of two layers with $D = 128$ columns, trained for some seconds. It is the first of the race below.
 
@@ -138,7 +138,7 @@ for name, t in {"x": x, "W": w, "dy": dy}.items():
     print(f"{name:2} {list(t.shape)}, the largest {t.abs().max():.1e}")
 
 # %% [markdown]
-# This is the last Linear of the model, $K = 320$ and $N = 128$. The forward pass quantises $x$ in 1×128 tiles along $K$, and keeps codes and scales. $dW$ sums over the 1,024 tokens. Its sum has no place for such scales: neighbours in it belong to different tokens. What if you use them all the same?
+# This is the last Linear before the head, $K = 320$ and $N = 128$. The forward pass quantises $x$ in 1×128 tiles along $K$, and keeps codes and scales. $dW$ sums over the 1,024 tokens, 128 of them under **one** scale; but in the kept $x$ these 128 have 128 different scales. What if you take one of them for all: the first token's, or the largest?
 #
 # Below, the error is $\lVert \text{got} - \text{exact} \rVert / \lVert \text{exact} \rVert$, with $\lVert t \rVert$ the root of the sum of all squares of $t$; exact is the product in float32.
 
@@ -168,9 +168,9 @@ dw = matmul_blockscaled(*quantize_tiles(dy.T), *again)
 print(f"dW of x quantised anew, along the tokens:  {off(dw, exact):6.1%} off")
 
 # %% [markdown]
-# The layout decides, not the format. Below you write all three products, then a layer out of them.
+# The layout decides, not the format: a code means what its own scale says, and under another token's scale it is another number. Below you write all three products, then a layer out of them.
 #
-# `matmul_blockscaled(a_fp8, a_scale, b_fp8, b_scale)` is lesson 11's: $a\,b^T$, summed over the **last** dimension of both, 128 products at a time. The scales of $b$ may be those of 128×128 blocks, `[⌈rows/128⌉, ⌈columns/128⌉]`, or of 1×128 tiles, `[rows, ⌈columns/128⌉]`; those of $a$ are tiles'. It wants nothing else, and says so.
+# `matmul_blockscaled(x_fp8, x_scale, w_fp8, w_scale)` is lesson 11's: first factor times second **transposed**, summed over the **last** dimension of both, 128 products at a time. The second one's scales may be those of 128×128 blocks, `[⌈rows/128⌉, ⌈columns/128⌉]`, or of 1×128 tiles, `[rows, ⌈columns/128⌉]`; the first one's are tiles'. Scales of other shapes are refused. (Its errors call the factors x and w, whatever you give it.)
 #
 # DeepSeek-V3's layouts (2412.19437, section 3.3.2): **activations and gradients in 1×128 tiles, weights in 128×128 blocks.**
 
@@ -277,7 +277,7 @@ for power in (False, True):
     print(f"{off(straight, exact):12.2%} {off(my_wgrad(dy, *codes, power), exact):20.2%}")
 
 # %% [markdown]
-# So for $dW$ powers of 2 are no compromise: what they lose the first time they save the second. For $y$, with one rounding, they are (first column). V3 used them for just three kinds of tensors; from V3.1 on every scale is one. From here on `power_of_2` is True.
+# So for $dW$ powers of 2 are no compromise: what they lose the first time they save the second. For $y$, with one rounding, they are (first column). V3 used them for just three kinds of tensors; from V3.1 on every scale is one. The layer below is run with `power_of_2=True`; your functions take either.
 #
 # ## A Linear that trains
 #
@@ -318,7 +318,7 @@ my_linear_forward = check(linear_forward)
 #
 # | name | shape | |
 # |---|---|---|
-# | `dy` | `[M, N]` | float32 or bfloat16 |
+# | `dy` | `[M, N]` | float32, as it came |
 # | `x_fp8`, `x_scale`, `w_fp8`, `w_scale` | | what forward kept |
 # | result | `(dx, dw)` | `[M, K]` and `[N, K]`, float32 |
 #
@@ -391,7 +391,7 @@ for name, a, b, c in zip(("y", "dx", "dW"), wide, yours, shipped, strict=True):
     print(f"{name:2} yours: {off(b, a):.2%} off float32, {off(b, c):.0e} off minids' Fp8Linear")
 
 # %% [markdown]
-# 3 to 4 percent, three times. Rounding to three bits of mantissa errs by up to 1/16, on average some 2.6%, and both factors are rounded: $\sqrt 2 \cdot 2.6\,\% = 3.7\,\%$. The length of the sum does not matter: errors and results both grow as its root, as long as signs are mixed.
+# 3 to 4 percent, three times. Rounding to three bits of mantissa errs by up to 1/16, in the root mean square some 2.6% ($x$ in the table after exercise 3), and both factors are rounded: $\sqrt 2 \cdot 2.6\,\% = 3.7\,\%$ is the size to expect. The length of the sum does not matter: errors and results both grow as its root, as long as signs are mixed.
 #
 # (minids' own `Fp8Linear` takes Triton kernels on a GPU with FP8, and such an emulation elsewhere. It warns about that once.)
 #
@@ -549,7 +549,7 @@ plots.show(fig, "Relative loss differences of FP32, FP8 and FP8 with gradient bl
 # %% [markdown]
 # How to read this: a point is one seed, and only differences on the same seed count, for seeds differ from each other far more than number formats do. FP8's price is small here, and of one sign if your line above says so. What you have NOT shown: that it stays so for trillions of tokens, which is what the claim is about. A model of this size, trained for seconds, can refute a recipe but hardly confirm it.
 #
-# And the blocks? Nothing ran away: **the divergence is not reproduced at this size.** An earlier trial with a model of some 2 million parameters and 250 steps saw +0.2%, and no divergence either. So let us look not at the loss but at the numbers themselves.
+# And the blocks? Nothing ran away: **the divergence is not reproduced at this size.** So let us look not at the loss but at the numbers themselves.
 
 # %% [markdown]
 # ## Why blocks fail, where it can be seen
@@ -632,10 +632,10 @@ for axes, (title, tensors) in zip(panels, cases.items(), strict=True):
     axes.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["1%", "3%", "10%", "30%", "100%"])
 handles, names = panels[0].get_legend_handles_labels()
 fig.legend(handles, names, loc="outside lower center", ncols=2, markerscale=4, frameon=False)
-plots.show(fig, "Errors of dx by token: with blocks they rise for small gradients, tiles keep 3%.")
+plots.show(fig, "Errors of dx by token: they rise for small gradients with blocks, not with tiles.")
 
 # %% [markdown]
-# There it is. Tiles keep some 3% whatever a token's size; with blocks the smallest lose their digits (at 100% a gradient has become 0, or noise). The share of such tokens grows as a model gets surer of its text. That this is what stopped the 16B model is **our reading**: the experiment shows the mechanism, not that run.
+# There it is. Tiles do not care about a token's size; with blocks the smallest lose their digits (at 100% a gradient has become 0, or noise). The share of such tokens grows as a model gets surer of its text. That this is what stopped the 16B model is **our reading**: the experiment shows the mechanism, not that run.
 #
 # Why does a loss not notice at once? Small gradients weigh little in a sum: the error of ALL of $dx$ together, in the explorer's title, stays where it was.
 
@@ -646,7 +646,7 @@ plots.show(fig, "Errors of dx by token: with blocks they rise for small gradient
 #
 # **Question:** from which spread on do blocks ruin small tokens in E4M3, and in E5M2? Why do tiles never care? What is E5M2's price?
 #
-# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the 3%; at 16 an eighth of all is worse than 10%, at 20 a third, and one in ten is gone. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 instead of 2^15. Its price is twice the error for every token, at any spread: 5%. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
+# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the 3% (at 2^-13, before the dotted 2^-15, as a block's largest number is some 4 times a typical one); at 16 an eighth of all is worse than 10%, at 20 a third, and one in ten is gone. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 instead of 2^15. Its price is twice the error for every token, at any spread: 5%. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
 
 
 # %%
@@ -756,20 +756,25 @@ for name, keep in MASTERS.items():
 vanished.compare(100 * lost(updates, MASTERS["BF16"], 1e-4))
 
 # %% [markdown]
-# Does it matter for the loss? The trained models of the race go on for some steps at the rate 1e-4, with **all** matrices rounded to the format before each step; products as in the base. What should you see? FP32 gains most, E4M3 little or nothing.
+# Does it matter for the loss? The trained models of the race go on for some steps at the rate 1e-4, with **all** matrices rounded to the format before each step; products as in the base (and once more before the loss is measured). What should you see? FP32 gains most, E4M3 little or nothing.
 
 # %% tags=["nbval-ignore-output"]
 RATE, MORE = 1e-4, 4 if fast() else 40
+
+
+@torch.no_grad()
+def round_all(model, keep):
+    """Round all matrices of the model to a format, in place."""
+    for p in model.parameters():
+        if p.dim() == 2:
+            p.copy_(keep(p))
 
 
 def kept_in(keep):
     """The loss of a model whose matrices are kept in a format between the steps."""
 
     def loss(model, inputs, targets):
-        with torch.no_grad():
-            for p in model.parameters():
-                if p.dim() == 2:
-                    p.copy_(keep(p))
+        round_all(model, keep)
         return short(model, inputs, targets)
 
     return loss
@@ -780,15 +785,16 @@ for seed in range(SEEDS):
     for name, keep in MASTERS.items():
         model, options = copy.deepcopy(models["base", seed]), {"seed": 7, "live": False}
         train_live(model, text, steps=MORE, loss=kept_in(keep), rate=RATE, **options)
+        round_all(model, keep)
         gains[name].append(100 * (1 - bits(model) / found["base"][seed]))
 for name, gain in gains.items():
     line = ", ".join(f"{g:+.2f}%" for g in gain)
     print(f"weights in {name}: the loss falls by {sum(gain) / len(gain):+.2f}% (by seed {line})")
 
 # %% [markdown]
-# A warning about short experiments: in a trial for this lesson, from scratch at the rate 0.01, E4M3 weights came out a little **better** than FP32 with three seeds. There many updates are larger than the gap between two numbers (look at the left end of the figure), and what rounding does to the others is noise, which may even help for a while. At the rates of a long training it does harm.
+# A warning about short experiments: from scratch, at the rate 0.01 of the race, E4M3 weights need not lose; compare `bits(train(0, loss=kept_in(in_e4m3)))` with `found["base"][0]`. There many updates are larger than the gap between two numbers (look at the left end of the figure), and what rounding does to the others is noise, which may even help for a while. At the rates of a long training it does harm.
 #
-# The same holds for everything that is a **long sum of small numbers**: gradients added up over many batches, the optimizer's averages. Products may be rough; what is kept and added to may not.
+# The same holds for every **long sum of small numbers**, such as gradients added up over many batches. Products may be rough; what is kept and added to may not. The optimizer's averages (moments) are no such sums: a step renews 5 to 10% of them (V3: β 0.9 and 0.95), far more than half a gap of BF16, 0.4% at most. V3 saw no loss with BF16 there (section 3.3.3).
 #
 # What DeepSeek-V3 keeps (section 3.3):
 #
@@ -811,7 +817,7 @@ for name, gain in gains.items():
 # | $dy$, in both layouts | reads $2MN$, writes $2MN$ |
 # | $x$ again, turned, before Wgrad | reads $MK$, writes $MK$ |
 #
-# (Scales: 4 bytes for 128 of $x$ and $dy$; left out.)
+# ($W$ turned is the same codes in another order: Hopper's FP8 units read along the sum only. $W$ counts as BF16; making that from FP32 master weights is left out, on both sides. So are scales: 4 bytes for 128 of $x$ and $dy$.)
 
 
 # %%
@@ -848,9 +854,9 @@ machine.recorded("fp8")
 #
 # - **Small matrices:** below the widths above quantising eats the gain, even with kernels that reach their peaks; with others (lesson 11) the limit is far higher.
 # - **A training step is more than Linears:** attention, norms, the optimizer, waiting for other GPUs. Published gains end to end, not measured here: torchao 10 to 25% on a model of 8 billion parameters; FP8 in blocks on a 30B mixture of experts 1%; nanochat 17% for its model of depth 26, and slower than BF16 for depth 12.
-# - **Old cards:** without FP8 units (before sm_89) it is only more work.
+# - **Old cards:** without FP8 units (before sm_89: A100, RTX 30) it is only more work.
 # - **Memory:** codes of $W$ come on top of the master weights; only activations get smaller.
-# - **Doubt:** every divergence costs more than a tenth of the time.
+# - **Doubt:** a run that diverges is lost whole; FP8 saves a part of one.
 
 # %% tags=["nbval-ignore-output"]
 steps = {}
@@ -902,7 +908,7 @@ for name, seconds in machine.race(steps, rounds=3).items():
 # <details><summary>dW must not be FP8</summary>No: both its factors are.</details>
 #
 # **3.** FP8 is 0.05% worse with each of three seeds. What does that show?
-# <details><summary>a price at this size and length</summary>Yes, and no more: by luck alone, three of one sign come up in one of four trials.</details>
+# <details><summary>too little to call it a price</summary>Yes: by luck alone, three of one sign come up in one of four trials. It is a hint, at this size and length.</details>
 # <details><summary>the 0.25% claim holds for V3</summary>No: that one is about other sizes and trillions of tokens.</details>
 #
 # **4.** Learning rate 1e-5: what do E4M3 weights learn?

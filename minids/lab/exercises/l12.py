@@ -115,6 +115,20 @@ def sums_in_bfloat16(x_fp8, x_scale, w_fp8, w_scale):
     return (x.bfloat16() @ w.bfloat16().T).float()
 
 
+@FPROP.wrong(
+    "W's codes are transposed, its scales are not, and neither should be: matmul_blockscaled(x, W) is x W^T already."
+)
+def transposes_codes_of_w(x_fp8, x_scale, w_fp8, w_scale):
+    return matmul_blockscaled(x_fp8, x_scale, w_fp8.T, w_scale)
+
+
+@FPROP.wrong(
+    "W comes first: its rows would be the rows of y, and blocks are taken for the second factor only. First x, then W."
+)
+def w_first(x_fp8, x_scale, w_fp8, w_scale):
+    return matmul_blockscaled(w_fp8, w_scale, x_fp8, x_scale)
+
+
 # 12.2 ----------------------------------------------------------------------------------------------------------------
 
 DGRAD = Exercise(
@@ -214,6 +228,13 @@ def last_tile_of_n(dy_fp8, dy_scale, w_fp8, w_scale):
 def dgrad_in_bfloat16(dy_fp8, dy_scale, w_fp8, w_scale):
     dy, w = dequantize_tiles(dy_fp8, dy_scale), dequantize_blocks(w_fp8, w_scale)
     return (dy.bfloat16() @ w.bfloat16()).float()
+
+
+@DGRAD.wrong(
+    "dy is transposed: its N is last already, and dx has a row for each token. W alone must be turned, codes and scales."
+)
+def dy_turned(dy_fp8, dy_scale, w_fp8, w_scale):
+    return matmul_blockscaled(dy_fp8.T, dy_scale.T, w_fp8.T, w_scale.T)
 
 
 # 12.3 ----------------------------------------------------------------------------------------------------------------
@@ -352,6 +373,39 @@ def through_bfloat16(dy, x_fp8, x_scale, power_of_2=False):
     return matmul_blockscaled(*quantize_tiles(dy.T, power_of_2), *x)
 
 
+@WGRAD.wrong("x is not transposed: the tokens must be LAST in both factors, x^T [K,M]. quantize_tiles of x.T.")
+def x_not_turned(dy, x_fp8, x_scale, power_of_2=False):
+    x = quantize_tiles(dequantize_tiles(x_fp8, x_scale), power_of_2)
+    return matmul_blockscaled(*quantize_tiles(dy.T, power_of_2), *x)
+
+
+@WGRAD.wrong("dy is not transposed: the tokens must be LAST in both factors, dy^T [N,M]. quantize_tiles of dy.T.")
+def dy_not_turned(dy, x_fp8, x_scale, power_of_2=False):
+    x = quantize_tiles(dequantize_tiles(x_fp8, x_scale).T, power_of_2)
+    return matmul_blockscaled(*quantize_tiles(dy, power_of_2), *x)
+
+
+@WGRAD.wrong("Neither factor is transposed: the tokens must be LAST in both. quantize_tiles of dy.T, and of x.T.")
+def neither_turned(dy, x_fp8, x_scale, power_of_2=False):
+    x = quantize_tiles(dequantize_tiles(x_fp8, x_scale), power_of_2)
+    return matmul_blockscaled(*quantize_tiles(dy, power_of_2), *x)
+
+
+@WGRAD.wrong(
+    "dy is quantised first and turned afterwards: its tiles then lie across the sum. Turn first, then quantise: "
+    "quantize_tiles(dy.T)."
+)
+def dy_turned_after(dy, x_fp8, x_scale, power_of_2=False):
+    codes, scale = quantize_tiles(dy, power_of_2)
+    x = quantize_tiles(dequantize_tiles(x_fp8, x_scale).T, power_of_2)
+    return matmul_blockscaled(codes.T, scale.T, *x)
+
+
+@WGRAD.wrong("power_of_2 is always True here: hand on the argument.")
+def always_powers(dy, x_fp8, x_scale, power_of_2=False):
+    return reference.wgrad(dy, x_fp8, x_scale, True)
+
+
 # 12.4 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +529,36 @@ def y_in_bfloat16(x, w, power_of_2=False):
     return y.bfloat16().float(), *kept
 
 
+@LINEAR_FORWARD.wrong(
+    "x and w themselves are kept: keep what was multiplied, the codes AND scales of both, four tensors."
+)
+def keeps_x_and_w(x, w, power_of_2=False):
+    return linear_forward(x, w, power_of_2)[0], x, w
+
+
+@LINEAR_FORWARD.wrong("Codes and scales come as two pairs: give five results in a row, with a star before each pair.")
+def two_pairs(x, w, power_of_2=False):
+    return linear_forward(x, w, power_of_2)[0], quantize_tiles(x, power_of_2), quantize_blocks(w, power_of_2)
+
+
+@LINEAR_FORWARD.wrong(
+    "What is kept of w comes before what is kept of x: the order is y, x_fp8, x_scale, w_fp8, w_scale."
+)
+def w_kept_first(x, w, power_of_2=False):
+    y, x_fp8, x_scale, w_fp8, w_scale = linear_forward(x, w, power_of_2)
+    return y, w_fp8, w_scale, x_fp8, x_scale
+
+
+@LINEAR_FORWARD.wrong("power_of_2 is passed on for w only: x's scales are rounded to powers of 2 too.")
+def forward_powers_for_w(x, w, power_of_2=False):
+    return forward_of(quantize_tiles(x), quantize_blocks(w, power_of_2))
+
+
+@LINEAR_FORWARD.wrong("power_of_2 is always True here: hand on the argument.")
+def forward_always_powers(x, w, power_of_2=False):
+    return linear_forward(x, w, True)
+
+
 # 12.5 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -591,3 +675,16 @@ def gradients_in_bfloat16(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
 @LINEAR_BACKWARD.wrong("Only dx comes back: the weight needs its gradient too.")
 def dx_alone(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
     return linear_backward(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2)[0]
+
+
+@LINEAR_BACKWARD.wrong(
+    "dy is never quantised: both products here are in float32. Dgrad takes quantize_tiles(dy); my_wgrad quantises for itself."
+)
+def nothing_quantised(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    dx = dy.float() @ dequantize_blocks(w_fp8, w_scale).float()
+    return dx, all_wide(dy, x_fp8, x_scale)
+
+
+@LINEAR_BACKWARD.wrong("power_of_2 is always True here: hand on the argument.")
+def backward_always_powers(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    return linear_backward(dy, x_fp8, x_scale, w_fp8, w_scale, True)
