@@ -792,7 +792,7 @@ for name, gain in gains.items():
     print(f"weights in {name}: the loss falls by {sum(gain) / len(gain):+.2f}% (by seed {line})")
 
 # %% [markdown]
-# A warning about short experiments: from scratch, at the rate 0.01 of the race, E4M3 weights need not lose; compare `bits(train(0, loss=kept_in(in_e4m3)))` with `found["base"][0]`. There many updates are larger than the gap between two numbers (look at the left end of the figure), and what rounding does to the others is noise, which may even help for a while. At the rates of a long training it does harm.
+# A warning about short experiments: from scratch, at the rate 0.01 of the race, do E4M3 weights lose at all? Compare `bits(train(0, loss=kept_in(in_e4m3)))` with `found["base"][0]`. There many updates are larger than the gap between two numbers (look at the left end of the figure), and what rounding does to the others is noise, which may even help for a while. At the rates of a long training it does harm.
 #
 # The same holds for every **long sum of small numbers**, such as gradients added up over many batches. Products may be rough; what is kept and added to may not. The optimizer's averages (moments) are no such sums: a step renews 5 to 10% of them (V3: β 0.9 and 0.95), far more than half a gap of BF16, 0.4% at most. V3 saw no loss with BF16 there (section 3.3.3).
 #
