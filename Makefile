@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/tiny
 LAB_ARGS ?=
-# Before a command: it trains only for moments, and a learner's progress is left alone.
-APART = home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; MINIDS_FAST=1 MINIDS_HOME="$$home"
+# Before a command: it trains only for moments, on one thread beside its twin; a learner's progress is left alone.
+APART = home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; export OMP_NUM_THREADS=1 MINIDS_FAST=1 MINIDS_HOME="$$home";
 
 help:
 	@echo "make setup     the environment in $(VENV)"
