@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
+from minids.grouped_kernels import band, expert_rows
 from minids.triton_env import need
 
 import triton  # isort: skip
@@ -32,17 +33,6 @@ import triton.language as tl  # isort: skip
 E4M3, TILE = torch.float8_e4m3fn, 128
 WIDER = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST = 89  # Ada: the first GPUs that multiply FP8, and that Triton compiles E4M3 for
-
-
-@triton.jit
-def expert_rows(ends, slot, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr):
-    """(expert, first row, row after the expert's last) of a slot of BLOCK rows; first >= last in an empty one."""
-    e = tl.arange(0, BLOCK_E)
-    end = tl.load(ends + e, mask=e < E, other=0).to(tl.int32)
-    expert = tl.sum(((end // BLOCK + e < slot) & (e < E)).to(tl.int32))
-    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0).to(tl.int32)
-    last = tl.load(ends + expert, mask=expert < E, other=0).to(tl.int32)
-    return expert, begin + (slot - begin // BLOCK - expert) * BLOCK, last
 
 
 @triton.jit
@@ -61,11 +51,8 @@ def matmul_kernel(
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One tile of y; EXPERTS share "rows" of x, the "sum", or "none"; w_scale is of BLOCKS or of tiles, [N,tiles]."""
-    GROUP: tl.constexpr = 8  # rows of tiles that run together, so that they share the columns in the cache
     columns = tl.cdiv(N, TILE)
-    slots, above = tl.num_programs(0) // columns, tl.program_id(0) // (GROUP * columns) * GROUP
-    height, inside = tl.minimum(slots - above, GROUP), tl.program_id(0) % (GROUP * columns)
-    slot, column = above + inside % height, inside // height
+    slot, column = band(tl.program_id(0), tl.num_programs(0) // columns, columns)
     expert, first, last = tl.program_id(1), slot * BLOCK_M, M
     tile, stop = 0, tl.cdiv(K, TILE)
     if EXPERTS == "rows":

@@ -21,7 +21,8 @@ padded = (N // 128 + E) * 128 columns: expert e's begin at 128 * (ends[e-1] // 1
 import torch
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
-from minids.fp8.kernels import E4M3, TILE, check, check_ends, check_numbers, check_scaled, decode, expert_rows
+from minids.fp8.kernels import E4M3, TILE, check, check_ends, check_numbers, check_scaled, decode
+from minids.grouped_kernels import expert_rows
 from minids.triton_env import need
 
 import triton  # isort: skip

@@ -29,6 +29,7 @@ import functools
 import torch
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
+from minids.grouped_kernels import band, expert_rows
 from minids.triton_env import need
 
 import triton  # isort: skip
@@ -38,23 +39,10 @@ DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @triton.jit
-def band(program, HEIGHT, COLUMNS: tl.constexpr):
-    """(row, column) of a program among tiles: down 8 rows, then on to the next column of these 8."""
-    above, inside = program // (8 * COLUMNS) * 8, program % (8 * COLUMNS)
-    height = tl.minimum(HEIGHT - above, 8)
-    return above + inside % height, inside // height
-
-
-@triton.jit
 def find(ends, COLUMNS: tl.constexpr, E: tl.constexpr, BLOCK_M: tl.constexpr):
     """(expert, its first row here, how many are left from there on, column) of this program's tile."""
     slot, column = band(tl.program_id(0), tl.num_programs(0) // COLUMNS, COLUMNS)
-    e = tl.arange(0, triton.next_power_of_2(E))
-    last_slot = tl.load(ends + e, mask=e < E, other=0) // BLOCK_M + e
-    expert = tl.sum(((last_slot < slot) & (e < E)).to(tl.int32))
-    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
-    end = tl.load(ends + expert, mask=expert < E, other=0)  # past the last expert's slots nothing is left
-    first = begin + (slot - begin // BLOCK_M - expert) * BLOCK_M
+    expert, first, end = expert_rows(ends, slot, E, triton.next_power_of_2(E), BLOCK_M)
     return expert.to(tl.int64), first.to(tl.int64), end - first, column
 
 
