@@ -173,12 +173,14 @@ def experts_grouped(x, indices, gates, gate_up_proj, down_proj):
     """The experts' sum by two grouped products over rows sorted by expert; arguments as experts_loop."""
     D = x.shape[1]
     x, gate_up_proj, down_proj = pad_to_16_bytes(x, gate_up_proj, down_proj)
-    plan = reference.dispatch_plan(indices, gate_up_proj.shape[0])
-    rows = Dispatch.apply(x, plan.token, plan.place)
-    gate, up = F.grouped_mm(rows, gate_up_proj.transpose(1, 2), offs=plan.ends).chunk(2, dim=-1)
-    row_gates = gates.flatten().gather(0, plan.order).unsqueeze(1).to(x.dtype)
-    y = F.grouped_mm(F.silu(gate) * up * row_gates, down_proj.transpose(1, 2), offs=plan.ends)
-    return Combine.apply(y, plan.token, plan.place)[:, :D]
+
+    def gate_and_up(rows, ends):
+        return F.grouped_mm(rows, gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+
+    def down(rows, ends):
+        return F.grouped_mm(rows, down_proj.transpose(1, 2), offs=ends)
+
+    return over_sorted_rows(x, indices, gates, len(down_proj), gate_and_up, down, impl="torch")[:, :D]
 
 
 def experts_by(product, x, indices, gates, gate_up, down):
@@ -186,14 +188,22 @@ def experts_by(product, x, indices, gates, gate_up, down):
 
     Gate and up are two products where blocks of 128 rows would cross from one into the other.
     """
-    plan, halves = reference.dispatch_plan(indices, len(down[0])), 1 if down[0].shape[2] % 128 == 0 else 2
-    rows = Dispatch.apply(x, plan.token, plan.place)
-    parts = ([None] * halves if t is None else t.chunk(halves, 1) for t in gate_up)
-    pre = [product(rows, weight, plan.ends, scale) for weight, scale in zip(*parts, strict=True)]
-    gate, up = pre if halves == 2 else pre[0].chunk(2, 1)
+    halves = 1 if down[0].shape[2] % 128 == 0 else 2
+    parts = [[None] * halves if t is None else t.chunk(halves, 1) for t in gate_up]
+
+    def gate_and_up(rows, ends):
+        pre = [product(rows, weight, ends, scale) for weight, scale in zip(*parts, strict=True)]
+        return pre if halves == 2 else pre[0].chunk(2, 1)
+
+    return over_sorted_rows(x, indices, gates, len(down[0]), gate_and_up, lambda y, e: product(y, down[0], e, down[1]))
+
+
+def over_sorted_rows(x, indices, gates, n_experts, gate_and_up, down, impl="auto"):
+    """The experts' sum [M,D] by two products that take rows sorted by expert, and ends [E]; `impl` is SwiGLU's."""
+    plan = reference.dispatch_plan(indices, n_experts)
+    gate, up = gate_and_up(Dispatch.apply(x, plan.token, plan.place), plan.ends)
     row_gates = gates.flatten().gather(0, plan.order).unsqueeze(1).to(x.dtype)
-    y = product(silu_mul(gate, up) * row_gates, down[0], plan.ends, down[1])
-    return Combine.apply(y, plan.token, plan.place)
+    return Combine.apply(down(silu_mul(gate, up, impl) * row_gates, plan.ends), plan.token, plan.place)
 
 
 def pad_to_16_bytes(x, gate_up_proj, down_proj):
