@@ -14,16 +14,11 @@ from minids.config import ConfigError, ModelConfig
 from minids.fp8 import Fp8Linear, convert, reference
 from minids.hub import CheckpointFormatError
 from minids.model import Transformer
-from minids.numerics import TOLERANCE, relative_error, seed_everything
+from minids.numerics import TOLERANCE, relative_error
 
 FP32 = TOLERANCE[torch.float32]
 V2 = {"topk_method": "group_limited_greedy", "scoring_func": "softmax", "norm_topk_prob": False}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(13)
 
 
 def small(**changes):
@@ -53,6 +48,11 @@ def opened_by_transformers(folder, kind):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     model.set_experts_implementation("eager")
     return model.eval()
+
+
+def typical_error(got, want):
+    """The median over tokens of their relative error: a router that rounding tips sends a few elsewhere altogether."""
+    return ((got - want).norm(dim=-1) / want.norm(dim=-1)).median().item()
 
 
 def edit(path, change):
@@ -259,7 +259,7 @@ def test_a_model_kept_in_fp8_with_scales_of_any_size_generates(tmp_path):
     with torch.no_grad():
         whole = kept(ids)
         parts = torch.cat([kept(ids[:, :8], cache)] + [kept(ids[:, t : t + 1], cache) for t in range(8, 30)], 1)
-        assert relative_error(parts, whole) < relative_error(plain(ids), whole) < 0.5
+        assert typical_error(parts, whole) < typical_error(plain(ids), whole) < 0.3
         assert torch.equal(copy.deepcopy(kept)(ids), whole)
         other = Transformer.from_pretrained(tmp_path, dtype=torch.float8_e4m3fn)
         other.load_state_dict(kept.state_dict())
