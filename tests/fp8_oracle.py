@@ -65,6 +65,18 @@ def quantize_rows(x, power_of_2):
     return torch.tensor(codes, dtype=torch.uint8), torch.tensor(scales, dtype=torch.float64).float()
 
 
+def dequantize(codes, scale):
+    """Codes [N,K] times their scales in float64: of 1x128 tiles [N,ceil(K/128)] or 128x128 blocks [ceil(N/128),…]."""
+    rows = 1 if len(scale) == len(codes) else 128
+    whole = scale.double().repeat_interleave(rows, 0).repeat_interleave(128, 1)
+    return codes.double() * whole[: codes.shape[0], : codes.shape[1]]
+
+
+def product(a, a_scale, b, b_scale):
+    """a b^T of what both stand for, in float64."""
+    return dequantize(a, a_scale) @ dequantize(b, b_scale).T
+
+
 # Numbers to try --------------------------------------------------------------------------------------------------
 
 

@@ -25,21 +25,9 @@ RMS, BITS = exercises.find("01.1"), exercises.find("01.5")
 REFERENCE = exercises.reference("01.1")
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / ".minids"))
-    return tmp_path / ".minids"
-
-
 @pytest.fixture
 def notebook():
     return Notebook()
-
-
-@pytest.fixture
-def said(capsys):
-    """A function that gives the lines printed since it was called last."""
-    return lambda: capsys.readouterr().out.splitlines()
 
 
 @pytest.fixture

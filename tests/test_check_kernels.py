@@ -60,11 +60,6 @@ def double_kernel(x, out, N, stride, BLOCK: tl.constexpr):
 LAST = "    tl.store(out + row * N + at, value + value, mask=inside)\n"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / ".minids"))
-
-
 @pytest.fixture
 def double():
     """An exercise about double_kernel, in the registry while a test runs."""

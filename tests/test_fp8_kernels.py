@@ -24,7 +24,8 @@ from minids.lab.meter import call
 from minids.layers import silu_mul
 
 DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
+pytestmark = [pytest.mark.usefixtures("poison")]
+pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
 E4M3, NAN = torch.float8_e4m3fn, float("nan")
 EXACT = 1e-5 if DEVICE == "cpu" else 1e-3  # Hopper's tensor cores add 128 products with about 14 bits
@@ -36,24 +37,6 @@ ENDS = [[3], [0], [0, 70, 70, 260, 300], [128, 256, 300], [300, 300, 300], [1, 1
 def with_dtypes(*shapes):
     """Each of the shapes with one of the dtypes; any go together below (of_any_sizes)."""
     return [(shape, DTYPES[i % 3]) for i, shape in enumerate(shapes)]
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(5)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """What a kernel must write itself is NaN before, in FP8 too."""
-    for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty")):
-        original = getattr(owner, name)
-
-        def filled(*args, original=original, **kwargs):
-            tensor = original(*args, **kwargs)
-            return tensor.fill_(NAN) if tensor.is_floating_point() else tensor
-
-        monkeypatch.setattr(owner, name, filled)
 
 
 def run(function, *args, **kwargs):
@@ -293,12 +276,6 @@ def test_tiles_of_tokens_begin_anew_at_each_expert(ends, power_of_2):
 SHAPES = [(1, 1, 1), (5, 3, 127), (64, 128, 128), (65, 129, 129), (130, 7, 300), (3, 260, 512), (200, 130, 144)]
 
 
-def product(a, a_scale, b, b_scale):
-    """a b^T of what both dequantise to, in float64."""
-    whole = reference.dequantize_blocks if len(b_scale) != len(b) else reference.dequantize_tiles
-    return reference.dequantize_tiles(a, a_scale).double() @ whole(b, b_scale).double().T
-
-
 @POWER
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products(shape, power_of_2):
@@ -307,7 +284,7 @@ def test_products(shape, power_of_2):
     w[:, K // 2 :] *= 30  # one scale for all of K would show
     x_fp8 = run(quantisers.quantize_tiles, x, power_of_2)
     for w_fp8 in (reference.quantize_blocks(w, power_of_2), reference.quantize_tiles(w, power_of_2)):
-        want = product(*x_fp8, *w_fp8)
+        want = oracle.product(*x_fp8, *w_fp8)
         for dtype in DTYPES:
             y = run(kernels.matmul_blockscaled, *x_fp8, *w_fp8, dtype)
             assert y.shape == (M, N) and y.dtype == dtype
@@ -322,7 +299,7 @@ def test_products_of_any_sizes(M, N, K, blocks, power_of_2):
     x_fp8 = reference.quantize_tiles(torch.randn(M, K), power_of_2)
     w_fp8 = (reference.quantize_blocks if blocks else reference.quantize_tiles)(torch.randn(N, K), power_of_2)
     y = run(kernels.matmul_blockscaled, *x_fp8, *w_fp8, torch.float32)
-    assert relative_error(y, product(*x_fp8, *w_fp8)) < 1e-3
+    assert relative_error(y, oracle.product(*x_fp8, *w_fp8)) < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(33, 70, 200), (128, 129, 130)])
@@ -346,7 +323,7 @@ def test_operands_that_are_not_contiguous():
     x_fp8, x_scale = reference.quantize_tiles(torch.randn(40, 400))
     x_fp8, x_scale = x_fp8[:, :256][::2, 128:], x_scale[::2, 1:2]
     got = run(kernels.matmul_blockscaled, x_fp8, x_scale, w_fp8.T[:, :128], w_scale.T[:, :1], torch.float32)
-    assert relative_error(got, product(x_fp8, x_scale, w_fp8.T[:, :128], w_scale.T[:, :1])) < EXACT
+    assert relative_error(got, oracle.product(x_fp8, x_scale, w_fp8.T[:, :128], w_scale.T[:, :1])) < EXACT
 
 
 def test_nan_shows_in_its_row_and_its_column_alone():
@@ -386,9 +363,9 @@ def test_products_of_experts(ends, dtype):
             assert not dw[e].any()  # and NaN would be any
             continue
         mine = [t[begin:end] for t in x_fp8[:2]]
-        assert relative_error(y[begin:end], product(*mine, *(t[e] for t in w_fp8))) < EXACT
+        assert relative_error(y[begin:end], oracle.product(*mine, *(t[e] for t in w_fp8))) < EXACT
         both = reference.quantize_tiles(dy[begin:end].T), reference.quantize_tiles(x[begin:end].T)
-        assert relative_error(dw[e], product(*both[0], *both[1])) < EXACT
+        assert relative_error(dw[e], oracle.product(*both[0], *both[1])) < EXACT
     assert y[ends[-1] :].isnan().all()  # nobody's
 
 
@@ -398,7 +375,7 @@ def test_many_experts_with_one_row_and_one_with_most():
     y = run(kernels.grouped_matmul, *x_fp8, *w_fp8, ends)
     assert y.dtype == torch.bfloat16
     for begin, end, e in ((0, 1, 0), (2, 3, 2), (3, 180, 33), (180, 181, 34)):
-        want = product(*(t[begin:end] for t in x_fp8), *(t[e] for t in w_fp8))
+        want = oracle.product(*(t[begin:end] for t in x_fp8), *(t[e] for t in w_fp8))
         assert relative_error(y[begin:end], want) < TOLERANCE[torch.bfloat16] / 3
 
 

@@ -20,7 +20,7 @@ from minids.layers import rope_tables
 from minids.mla import MLA
 from minids.mla import layer as mla_layer
 from minids.model import Block, Transformer
-from minids.numerics import relative_error, seed_everything
+from minids.numerics import relative_error
 
 # A number v = 2^e (1 + f) lies in steps of 2^(e-3), so its rounding error is even in +-2^(e-4): mean square 2^2e / 768.
 # Over many scales f is spread as log2(1 + f), so the mean of 2^2e / v^2 = 1 / (1 + f)^2 is 3 / (8 ln 2).
@@ -30,11 +30,6 @@ ROUNDING = math.sqrt(3 / (8 * math.log(2)) / 768)  # relative, root mean square:
 PRODUCT = math.sqrt(2) * ROUNDING  # 0.0375
 SHAPES = [(5, 3), (130, 300), (256, 64), (128, 128), (0, 128), (1, 1), (300, 130)]
 both = pytest.mark.parametrize("power_of_2", [True, False])
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(17)
 
 
 def rms_error(got, want):

@@ -19,29 +19,12 @@ from minids.lab.meter import call
 from minids.mla import MLA, LatentCache, kernels
 
 DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
+pytestmark = [pytest.mark.usefixtures("poison")]
+pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU: the other tests of this file are interpreted")
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(5)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """What a kernel must write itself is NaN before: new_empty, empty and empty_like give NaN."""
-    for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty"), (torch, "empty_like")):
-        original = getattr(owner, name)
-
-        def filled(*args, original=original, **kwargs):
-            tensor = original(*args, **kwargs)
-            return tensor.fill_(NAN) if tensor.is_floating_point() else tensor
-
-        monkeypatch.setattr(owner, name, filled)
 
 
 # Decode ----------------------------------------------------------------------------------------------------------

@@ -15,16 +15,11 @@ from minids.layers import (
     rope_tables,
     softmax_scale,
 )
-from minids.numerics import TOLERANCE, relative_error, seed_everything
+from minids.numerics import TOLERANCE, relative_error
 
 CPU = torch.device("cpu")
 PUBLISHED = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
 YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(11)
 
 
 def yarn(mscale):

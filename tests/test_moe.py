@@ -8,7 +8,7 @@ import torch
 from minids.config import ModelConfig
 from minids.moe import Experts, Gate, MoE, reference
 from minids.moe.layer import experts_gathered, experts_grouped
-from minids.numerics import TOLERANCE, relative_error, seed_everything
+from minids.numerics import TOLERANCE, relative_error
 
 ROUTERS = [  # E, A, n_group, topk_group
     (16, 4, 1, 1),
@@ -16,11 +16,6 @@ ROUTERS = [  # E, A, n_group, topk_group
     (24, 6, 3, 1),
     (15, 3, 5, 3),
 ]
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(7)
 
 
 def v3(E=16, A=4, n_group=1, topk_group=1, **changes):

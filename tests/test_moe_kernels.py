@@ -20,29 +20,12 @@ from minids.lab.meter import meter
 from minids.moe import Experts, MoE, dispatch_kernels, kernels, reference
 
 DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
+pytestmark = [pytest.mark.usefixtures("poison")]
+pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU: the other tests of this file are interpreted")
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
 IMPLS = ["triton"] if DEVICE == "cuda" else ["triton", "torch"]  # grouped_mm on a GPU is made for bf16
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(5)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """What a kernel must write itself is NaN before, and an integer is far from every tensor."""
-    for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty"), (torch, "empty_like")):
-        original = getattr(owner, name)
-
-        def filled(*args, original=original, **kwargs):
-            tensor = original(*args, **kwargs)
-            return tensor.fill_(float("nan") if tensor.is_floating_point() else 10**9)
-
-        monkeypatch.setattr(owner, name, filled)
 
 
 # Inputs ----------------------------------------------------------------------------------------------------------

@@ -7,15 +7,10 @@ import torch
 
 from minids.config import ModelConfig
 from minids.model import Transformer
-from minids.numerics import relative_error, seed_everything
+from minids.numerics import relative_error
 from minids.optim import Muon, build_optimizers, orthogonalise, schedule
 
 LIMIT = 3e-2  # of bfloat16, in which Newton-Schulz runs where the hardware multiplies it
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    seed_everything(17)
 
 
 def stepped(params, grads, steps=1, lr=0.1, **options):

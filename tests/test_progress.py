@@ -21,13 +21,6 @@ ROOT = Path(__file__).parents[1]
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / ".minids"))
-    monkeypatch.setattr(progress, "UNSAVED", {})
-    return tmp_path / ".minids"
-
-
 @pytest.fixture
 def notebook():
     return Notebook()

@@ -7,19 +7,6 @@ import pytest
 from minids.lab import example, predict, progress
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / ".minids"))
-    monkeypatch.setattr(progress, "UNSAVED", {})
-    return tmp_path / ".minids"
-
-
-@pytest.fixture
-def said(capsys):
-    """A function that gives the lines printed since it was called last."""
-    return lambda: capsys.readouterr().out.splitlines()
-
-
 def test_a_guess_is_kept_and_compared(said):
     guess = predict("How many?", 50, "times")
     assert said() == ["How many? your guess: 50 times"] and progress.load().predictions == {"How many?": 50}
