@@ -9,7 +9,7 @@ import torch
 
 from minids import bench
 from minids.bench import __main__ as command
-from minids.bench import cpu, harness
+from minids.bench import cpu, harness, tables
 
 
 def contender(side, form, seen, seconds, clock):
@@ -98,7 +98,7 @@ def pretend(monkeypatch, tmp_path):
 def test_without_a_name_all_suites_are_listed_and_run(pretend, capsys):
     command.main([])
     text = capsys.readouterr().out
-    assert "suites:\n  pretend: pretend: a suite." in text and "skipped peer: it is absent" in text
+    assert "suites:\n  pretend: a suite." in text and "skipped peer: it is absent" in text
 
 
 def test_json_and_record_are_written_whole(pretend, capsys):
@@ -108,6 +108,23 @@ def test_json_and_record_are_written_whole(pretend, capsys):
     assert outcome == bench.record("pretend") and outcome["complete"]
     assert outcome["provenance"]["command"] == "python -m minids.bench pretend --record"
     assert sorted(path.name for path in pretend.folder.rglob("*.*")) == ["out.json", "pretend-a-gpu.json"]
+
+
+def test_no_machine_takes_the_place_of_another(pretend, capsys, monkeypatch):
+    facts = harness.provenance()
+    for sign, date in (("aaaa1111", "2026-01-01"), ("bbbb2222", "2026-01-02"), ("aaaa1111", "2026-01-03")):
+        monkeypatch.setattr(harness, "provenance", lambda new={"machine": sign, "date": date}: {**facts, **new})
+        command.main(["pretend", "--record"])
+    names = ["pretend-a-gpu-aaaa1111.json", "pretend-a-gpu-bbbb2222.json", "pretend-a-gpu.json"]
+    assert sorted(path.name for path in bench.RECORDS.iterdir()) == names[1:]
+    assert bench.record("pretend")["provenance"]["date"] == "2026-01-03"
+
+
+def test_several_suites_end_in_one_table(pretend, capsys):
+    bench.SUITES["second"] = command.SUITES["second"] = "pretend"
+    command.main([])
+    text = capsys.readouterr().out.partition("of roofline")[2]
+    assert text.count("work, tokens/s  2 (1-3) fp32") == 2 and "second: skipped peer: it is absent" in text
 
 
 def test_each_device_has_its_own_record(pretend, capsys, monkeypatch):
@@ -130,7 +147,7 @@ def test_an_interrupted_run_leaves_what_was_measured_and_the_record(pretend, cap
         command.main(["pretend", "--record"])
     left = bench.record("pretend")
     assert [case["case"] for case in left["cases"]] == ["work"] and not left["complete"]
-    assert "did not get to all of its cases" in harness.table(left)
+    assert "did not get to all of its cases" in tables.table(left)
     del pretend.cases["more"]
     command.main(["pretend", "--record"])
     assert bench.record("pretend")["complete"] and len(list(bench.RECORDS.iterdir())) == 1
@@ -148,7 +165,7 @@ def test_times_are_better_when_small_and_a_baseline_is_not_in_the_ratio(clock):
     three[2].same = False
     case = harness.measure("work", three, None, rounds=3)
     assert case["unit"] == "µs" and case["best"]["minids"]["median"] == 4e6 and case["best"]["minids"]["min"] == 2e6
-    assert case["ratio"] == 1.5 and "1.50×" in "".join(sum(harness.gpu_rows({"cases": [case]}), ()))
+    assert case["ratio"] == 1.5 and "1.50×" in "".join(sum(tables.gpu_rows({"cases": [case]}), ()))
 
 
 def test_cpu_suite_runs_beside_transformers(tmp_path, capsys):

@@ -1,9 +1,10 @@
 """What is measured, beside whom, and the recorded results: `python -m minids.bench` (see harness.py for the rules).
 
 A suite is a module with `run(quick=False, save=None, until=None) -> dict`, the result that `harness.result` makes; its
-first docstring line is its description. A record is one result of a suite on one device, with its provenance, in
-records/NAME-DEVICE.json; what a run that did not get to all cases has measured, in
-records/NAME-DEVICE.partial.json.
+first docstring line is its description, and `table(outcome)`, where it has one, shows a result. A record is one result
+of a suite on one device, with its provenance, in records/NAME-DEVICE.json; what a run that did not get to all cases has
+measured, in records/NAME-DEVICE.partial.json. Where another machine's record of such a device has that name,
+the machine's own sign is added to it: no machine takes the place of another.
 """
 
 import json
@@ -15,6 +16,7 @@ SUITES = {
     "fp8": "minids.bench.fp8",
     "layers": "minids.bench.layers",
     "cpu": "minids.bench.cpu",
+    "ladder": "minids.bench.ladder",
 }
 GPU_SUITES = ("mla", "moe", "fp8", "layers")
 RECORDS = Path(__file__).with_name("records")
@@ -36,8 +38,13 @@ def record_path(outcome):
     """The file of the record that `outcome` is, or of what an interrupted run leaves."""
     from minids.bench.harness import slug
 
+    name, own = f"{outcome['suite']}-{slug(outcome['device'])}", outcome["provenance"]["machine"]
     kind = ".json" if outcome["complete"] else ".partial.json"
-    return RECORDS / f"{outcome['suite']}-{slug(outcome['device'])}{kind}"
+    for place in (f"{name}.json", f"{name}.partial.json"):
+        path = RECORDS / place
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["provenance"].get("machine") != own:
+            return RECORDS / f"{name}-{own}{kind}"
+    return RECORDS / f"{name}{kind}"
 
 
 def refusal(name, quick=False):

@@ -2,8 +2,10 @@
 
     python -m minids.bench [NAME ...] [--json FILE] [--record] [--quick] [--minutes N]
 
-Without a NAME it lists the suites and runs those that this machine can run. An unknown NAME, one that this machine
-cannot run, or a FILE that cannot be written, is told in one sentence with exit status 2, before anything is measured.
+Without a NAME it lists the suites and runs those that this machine can run; at the end stands one table of them all.
+With --minutes no case begins after that time, and suite ladder (10 minutes without) trains for as long as it leaves.
+An unknown NAME, one that this machine cannot run, or a FILE that cannot be written, is told in one sentence with exit
+status 2, before anything is measured.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from minids.bench import SUITES, harness, record_path, refusal
+from minids.bench import SUITES, harness, record_path, refusal, tables
 from minids.files import write_json
 
 
@@ -24,17 +26,19 @@ def main(arguments=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, one key per suite")
     parser.add_argument("--record", action="store_true", help="make the results minids' records (bench/records)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs: no figures to quote")
-    parser.add_argument("--minutes", type=float, metavar="N", help="begin no case after N minutes")
+    parser.add_argument("--minutes", type=float, metavar="N", help="the time to take: no case begins after it")
     options = parser.parse_args(arguments)
     names = list(dict.fromkeys(options.names)) or [name for name in SUITES if not refusal(name, options.quick)]
     check(parser, options)
     if not options.names:
-        print("suites:", *(f"  {name}: {describe(name)}" for name in SUITES), sep="\n")
+        print("suites:", *(f"  {describe(name)}" for name in SUITES), sep="\n")
         print(*(f"not run: {refusal(name, options.quick)}\n" for name in SUITES if name not in names), sep="", end="")
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     outcomes = {}
     for name in names:
         run(name, options, outcomes, until)
+    if len(outcomes) > 1:
+        print("", tables.overview(outcomes), sep="\n")
 
 
 def check(parser, options):
@@ -80,7 +84,7 @@ def run(name, options, outcomes, until):
 
     outcome = importlib.import_module(SUITES[name]).run(quick=options.quick, save=save, until=until)
     save(outcome)
-    print(harness.table(outcome), flush=True)
+    print(tables.table(outcome), flush=True)
     if load is not None and load > 0.5 and not options.quick:
         print(f"the machine was busy before this run (load {load}): measure again when it is idle")
 

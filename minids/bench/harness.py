@@ -11,6 +11,7 @@ absent is skipped, and named. What is special about a GPU stands in gpu.py.
 """
 
 import gc
+import hashlib
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -145,6 +147,7 @@ def provenance():
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
+        "machine": machine(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -158,6 +161,17 @@ def provenance():
     if torch.cuda.is_available():
         facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver()}
     return facts
+
+
+def machine():
+    """Eight digits that stand for this machine, so that its records do not take the place of another's."""
+    parts = [str(uuid.getnode()), platform.node()]
+    identity = Path("/etc/machine-id")
+    if identity.exists():
+        parts = [identity.read_text(encoding="utf-8").strip()]
+    if torch.cuda.is_available():
+        parts.append(str(getattr(torch.cuda.get_device_properties(0), "uuid", "")))
+    return hashlib.sha256(" ".join([*parts, cpu_name()]).encode()).hexdigest()[:8]
 
 
 def driver():
@@ -195,59 +209,3 @@ def commit():
     except (OSError, subprocess.SubprocessError):
         return None
     return name + ("+changes" if changed else "")
-
-
-def table(outcome):
-    """A result as text: per case, the best form of each side with its spread, and minids' ratio to the best other."""
-    rows = gpu_rows(outcome) if any(case["unit"] == "µs" for case in outcome["cases"]) else rate_rows(outcome)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [f"{case['case']}: {case['note']}" for case in outcome["cases"] if case.get("note")]
-    for case in outcome["cases"]:
-        lines += [f"{case['case']}: skipped {side}: {reason}" for side, reason in case.get("skipped", {}).items()]
-    lines += [f"skipped {side}: {reason}" for side, reason in outcome["skipped"].items()]
-    if not outcome.get("complete", True):
-        lines.append("the run did not get to all of its cases")
-    facts = outcome["provenance"]
-    where = f"{facts['cpu']}, {facts['threads']} of {facts['cores']} threads, torch {facts['torch']}"
-    if "gpu" in facts:
-        versions = f"driver {facts.get('driver')}, CUDA {facts['cuda']}, triton {facts.get('triton')}"
-        where = f"{facts['gpu']}, {versions}, {where}"
-    lines.append(f"{where}, commit {facts['commit']}, {facts['date']}")
-    return "\n".join(lines)
-
-
-def rate_rows(outcome):
-    """A row per case: minids' rate, the best other's, and the ratio."""
-    rows = [("", "minids", "beside it", "ratio")]
-    for case in outcome["cases"]:
-        others = sorted((f for s, f in case["best"].items() if s != "minids"), key=lambda form: -form["median"])
-        peer = f"{others[0]['side']} {cell(others[0])}" if others else "-"
-        ratio = f"{case['ratio']:.2f}×" if case["ratio"] else "-"
-        own = cell(case["best"]["minids"]) if "minids" in case["best"] else "-"
-        rows.append((f"{case['case']}, {case['unit']}", own, peer, ratio))
-    return rows
-
-
-def cell(form):
-    low, high = (f"{form[key]:,.0f}" for key in ("min", "max"))
-    return f"{form['median']:,.0f} ({low}-{high}) {form['form']}"
-
-
-def gpu_rows(outcome):
-    """A row per case and side, minids first: its best form's time, what it reaches, and its time over minids'."""
-    rows = [("", "side", "µs (min-max)", "GB/s", "TFLOP/s", "of copy", "of matmul", "of roofline", "time/minids'")]
-    for case in outcome["cases"]:
-        own = case["best"].get("minids", {}).get("median")
-        name = case["case"]
-        for side, form in sorted(case["best"].items(), key=lambda pair: (pair[0] != "minids", pair[1]["median"] or 0)):
-            spread = "ran, not timed"
-            if form["median"] is not None:
-                median, low, high = (f"{form[key]:,.1f}" for key in ("median", "min", "max"))
-                spread = f"{median} ({low}-{high})"
-            reached = [f"{form[key]:,.0f}" if form.get(key) else "-" for key in ("GB/s", "TFLOP/s")]
-            shares = [f"{form[key]:.0%}" if form.get(key) else "-" for key in ("of_copy", "of_matmul", "of_roofline")]
-            ratio = f"{form['median'] / own:.2f}×" if own and side != "minids" else "-"
-            rows.append((name, f"{side} {form['form']}".rstrip(), spread, *reached, *shares, ratio))
-            name = ""
-    return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from minids import bench
-from minids.bench import harness
+from minids.bench import harness, tables
 from minids.numerics import has_fast_bf16
 
 
@@ -50,7 +50,7 @@ def recorded(suite):
     """Print the recorded result of a benchmark suite with where it comes from, or that nothing is recorded yet."""
     found = bench.record(suite)
     how = f" (python -m minids.bench {suite})" if suite in bench.SUITES else ""
-    print(harness.table(found) if found else f"on an H200: nothing is recorded yet{how}")
+    print(tables.table(found) if found else f"on an H200: nothing is recorded yet{how}")
 
 
 def median_seconds(run, rounds=5):

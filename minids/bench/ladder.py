@@ -1,0 +1,245 @@
+"""ladder: dense MHA, GQA, MLA, MLA with experts, then FP8: what each rung buys on the same text.
+
+Five models of one preset, in one run: `tiny` on Python's standard library on a processor, `small` on all installed
+packages on a GPU. They have the same layers, width and vocabulary and about the same active parameters: the dense ones
+get a SwiGLU as wide as that takes. GQA has the fewest groups whose cache is not smaller than MLA's. FP8 is multiplied
+by a GPU that can, and emulated elsewhere, which shows its error and not its speed.
+
+- Speed: a training step (with the optimizers' step), decoding of one sequence at several contexts; the rungs in turns.
+  All decode through their modules; the shorter path of decode.py, which only MLA has, is measured in suite cpu.
+- Peak memory of a training step, and the cache's bytes per token.
+- Loss: held-out bits per byte (of the first files of the held-out text, see settings), the same batches for all rungs,
+  once after equal seconds, once after equal FLOPs (accounting.train_flops_per_token). Seconds become steps by the
+  measured speed; the FLOPs are those that the slowest rung has done in that time. The rate is constant, and falls to
+  zero over the last 30% of the steps: the shorter run is a branch of the longer one.
+
+A rung pays where it is better than the one before it with every seed.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+
+from minids import accounting
+from minids.bench import harness
+from minids.bench.ladder_report import draw, table, verdicts
+from minids.bench.ladder_rungs import DECAY, Learner, Rung, Text, rungs
+from minids.numerics import has_fast_bf16
+from minids.train import DEFAULTS
+
+__all__ = ["Rung", "draw", "run", "rungs", "table", "verdicts"]
+
+ROOM = 64  # positions that decoding may add to a context
+MINUTES = 10.0  # of the whole run, where none are given
+SLACK = 0.95  # of the time that is left: what the trainings are planned to take
+
+
+@dataclass
+class Sizes:
+    """What is run; `quick` makes it small enough for a test."""
+
+    preset: str
+    data: str
+    seeds: int
+    contexts: tuple
+    batch_size: int
+    seq_len: int
+    lr: float
+    new_tokens: int = 16
+    rounds: int = 5
+    heldout_bytes: int = 2**18
+
+
+def sizes_for(device, quick):
+    """The Sizes for this device: `small` with one seed on a GPU, `tiny` with three on a processor."""
+    if quick:
+        return Sizes("tiny", "stdlib", 2, (16, 32), 4, 64, 0.01, new_tokens=2, rounds=1, heldout_bytes=1)
+    if device == "cuda":
+        return Sizes("small", "installed", 1, (1024, 4096, 16384), **DEFAULTS["small"], heldout_bytes=2**21)
+    return Sizes("tiny", "stdlib", 3, (16, 1024, 4096), **DEFAULTS["tiny"])
+
+
+# The run ---------------------------------------------------------------------------------------------------------
+
+
+def run(quick=False, save=None, until=None):
+    """The result of the suite, a case for each rung, saved after each training; `until` (monotonic) ends it."""
+    until = until or time.monotonic() + 60 * MINUTES
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = sizes_for(device, quick)
+    text = Text(sizes, device)
+    models = rungs(sizes.preset, max(sizes.contexts) + ROOM)
+    cases = [facts(name, rung, sizes.seq_len) for name, rung in models.items()]
+    settings = {**asdict(sizes), "device": device, "bf16": has_fast_bf16(torch.device(device)), **text.settings()}
+    settings["configs"] = {name: rung.cfg.to_hf() for name, rung in models.items()}
+    name = torch.cuda.get_device_name() if device == "cuda" else None
+    outcome = harness.result("ladder", cases, {}, settings, quick, name)
+    outcome["complete"] = False
+    save = save or (lambda outcome: None)
+    for measure in (training_speed, decoding_speed, peak_memory):
+        measure(models, text, sizes, cases)
+        save(outcome)
+    seconds, patience = SLACK * (until - time.monotonic()), 1.5
+    if quick:
+        seconds, patience = 1.0, math.inf
+    train_all(models, text, sizes, outcome, save, seconds, patience)
+    return outcome
+
+
+def facts(name, rung, seq_len):
+    """What arithmetic says of a rung; the FLOPs are of training, the cache is in bf16."""
+    total, active = accounting.parameters(rung.cfg)
+    found = {"case": name, "unit": "bits/byte", "parameters": total, "active": active}
+    found["flops_per_token"] = accounting.train_flops_per_token(rung.cfg, seq_len)
+    return found | {"cache_bytes_per_token": accounting.kv_bytes_per_token(rung.cfg, torch.bfloat16)}
+
+
+# Speed and memory ------------------------------------------------------------------------------------------------
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def spread(case, amount, rounds, contenders):
+    """{form: {"median", "min", "max"}} of contenders, one per rung, in `amount` units a second."""
+    clock = partial(harness.wall_clock, synchronize=synchronize)
+    measured = harness.measure(case, contenders, amount, rounds, clock=clock)
+    return {form["form"]: {key: form[key] for key in ("median", "min", "max")} for form in measured["forms"]}
+
+
+def training_speed(models, text, sizes, cases):
+    """Tokens/s of a whole training step, the rungs in turns."""
+    learners = {name: Learner(rung, text, 0) for name, rung in models.items()}
+    contenders = [harness.Contender("minids", name, lambda _, one=one: one.step()) for name, one in learners.items()]
+    figures = spread("training", sizes.batch_size * sizes.seq_len, sizes.rounds, contenders)
+    for case in cases:
+        case["train_tokens_per_s"] = figures[case["case"]]
+
+
+@torch.inference_mode()
+def decoding_speed(models, text, sizes, cases):
+    """Tokens/s of greedy decoding of one sequence with its cache, the rungs in turns at each context."""
+    built = {name: Learner(rung, text, 0).model.eval() for name, rung in models.items()}
+    for case in cases:
+        case["decode_tokens_per_s"] = {}
+    for context in sizes.contexts:
+        contenders = [Decoder(name, model, context, text).contender(sizes.new_tokens) for name, model in built.items()]
+        figures = spread(f"decode at {context}", sizes.new_tokens, sizes.rounds, contenders)
+        for case in cases:
+            case["decode_tokens_per_s"][str(context)] = figures[case["case"]]
+
+
+class Decoder:
+    """A model whose cache holds `context` tokens, to which new ones are added again and again."""
+
+    def __init__(self, name, model, context, text):
+        self.name, self.model, self.context = name, model, context
+        model.register_forward_hook(lambda *_: None)  # hooked, none takes the flat step of decode.py that MLA alone has
+        self.prompt = torch.randint(model.cfg.vocab_size, (1, context), device=text.device)
+        self.cache = model.new_cache(1, context + ROOM)
+        with torch.inference_mode():
+            model(self.prompt, self.cache, last_only=True)
+
+    def contender(self, new_tokens):
+        return harness.Contender("minids", self.name, partial(self.extend, new_tokens), self.rewind)
+
+    def rewind(self):
+        for layer in self.cache:
+            layer.length = self.context
+
+    @torch.inference_mode()
+    def extend(self, new_tokens, _):
+        tokens = self.prompt[:, -1:]
+        for _ in range(new_tokens):
+            tokens = self.model(tokens, self.cache, last_only=True).argmax(-1)
+
+
+def peak_memory(models, text, sizes, cases):
+    """Bytes at the peak of a training step: weights, gradients, optimizers' state and activations."""
+    for case in cases:
+        learner = Learner(models[case["case"]], text, 0)
+        learner.step()  # the optimizers' state is there from now on
+        case["peak_bytes"] = peak_bytes(learner)
+
+
+def peak_bytes(learner):
+    """Of one step: by torch's memory tracker on a processor, by the allocator on a GPU."""
+    if learner.text.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        learner.step()
+        return torch.cuda.max_memory_allocated()
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    tracker = MemTracker()
+    tracker.track_external(learner.model, *learner.optimizers)
+    with tracker:
+        learner.step()
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
+# Loss at equal time and at equal FLOPs --------------------------------------------------------------------------------
+
+
+def plan(cases, sizes, seconds, evaluation):
+    """({rung: steps at equal time}, {rung: steps at equal FLOPs}, seconds of one training) for `seconds` in all.
+
+    `evaluation` are the seconds of all evaluations together. The FLOPs are those of the rung that does the fewest.
+    """
+    tokens = sizes.batch_size * sizes.seq_len
+    step = {case["case"]: tokens / case["train_tokens_per_s"]["median"] for case in cases}
+    flops = {case["case"]: tokens * case["flops_per_token"] for case in cases}
+    slowest = min(flops[name] / step[name] for name in step)
+    again = [DECAY * slowest * step[name] / flops[name] for name in step]  # the branch's decay, as a share
+    each = max(0.0, seconds - evaluation) / (sizes.seeds * sum(1 + share for share in again))
+    by_time = {name: max(2, int(each / step[name])) for name in step}
+    by_flops = {name: max(1, min(by_time[name], int(each * slowest / flops[name]))) for name in step}
+    return by_time, by_flops, each
+
+
+def train_all(models, text, sizes, outcome, save, seconds, patience):
+    """Train every rung with every seed, seed after seed, in some `seconds`; what is measured goes into the cases.
+
+    A machine that has become slower may take `patience` times as long; what is not begun by then is skipped.
+    """
+    cases, began = outcome["cases"], time.monotonic()
+    text.bits_per_byte(Learner(models["MLA+MoE+FP8"], text, 0).model)  # the slowest
+    evaluation = 2 * sizes.seeds * len(cases) * (time.monotonic() - began)
+    by_time, by_flops, each = plan(cases, sizes, seconds, evaluation)
+    outcome["settings"]["seconds_each"] = each
+    for case in cases:
+        for kind, steps in (("equal_time", by_time), ("equal_flops", by_flops)):
+            case[kind] = {"steps": steps[case["case"]], "bits_per_byte": [], "seconds": []}
+    for seed, case in itertools.product(range(sizes.seeds), cases):
+        if time.monotonic() - began > patience * seconds:
+            outcome["skipped"][f"{case['case']}, seed {seed}"] = "the time given (--minutes) was over"
+            continue
+        train_one(Learner(models[case["case"]], text, seed), case)
+        save(outcome)
+    outcome["complete"] = not outcome["skipped"]
+
+
+def train_one(learner, case):
+    """Train one rung to both ends, each a branch of one training that leaves it where the rate begins to fall."""
+    seconds, ends = 0.0, {}
+    for kind in ("equal_flops", "equal_time"):
+        steps = case[kind]["steps"]
+        if steps not in ends:
+            decay = int(DECAY * steps)
+            seconds += timed(learner.train_to, steps - decay)
+            one = learner.branch()
+            falling = timed(one.train_to, steps, decay)
+            ends[steps] = seconds + falling, learner.text.bits_per_byte(one.model)
+        for key, value in zip(("seconds", "bits_per_byte"), ends[steps], strict=True):
+            case[kind][key].append(value)
+    case["summary"] = f"{statistics.mean(case['equal_time']['bits_per_byte']):.3f} bits/byte at equal time"
+
+
+def timed(function, *arguments):
+    return harness.wall_clock(lambda: function(*arguments), synchronize)
