@@ -1,8 +1,9 @@
-"""Parameters, KV-cache bytes and training FLOPs from a configuration alone: no weight is allocated.
+"""Parameters, KV-cache bytes and FLOPs from a configuration alone, and what they take at best on a GPU by name.
 
-Conventions, chosen so that the published figures come out:
+No weight is allocated. Conventions, chosen so that the published figures come out:
 - parameters: without MTP modules, with the router's biases. `active` leaves out the routed experts that a token does
-  not visit, and the input embedding (a look-up multiplies nothing) unless the head is tied to it.
+  not visit, and the input embedding (a look-up multiplies nothing) unless the head is tied to it; with it, as in V3's
+  "37B", it is `active_with_embedding`.
 - training FLOPs: 6 per active parameter, and 3 passes of attention over a causal window (half of S) at 2 FLOPs per
   multiply-add for scores and values, in the expanded form (DeepSeek-V3 at the ISCA conference, table 2).
 """
@@ -10,6 +11,17 @@ Conventions, chosen so that the published figures come out:
 from typing import NamedTuple
 
 import torch
+
+from minids.config import ModelConfig
+from minids.presets import PRESETS, PUBLISHED_DENSE
+
+
+def published(name):
+    """The ModelConfig of a preset, or of a dense model by others (sizes alone); raises ValueError with the names."""
+    models = {**PRESETS, **PUBLISHED_DENSE}
+    if name not in models:
+        raise ValueError(f"no model {name!r}; the tables have {', '.join(models)}")
+    return ModelConfig(**models[name])
 
 
 class Parameters(NamedTuple):
@@ -21,18 +33,30 @@ class Parameters(NamedTuple):
 
 def parameters(cfg):
     """Total and active parameters of `cfg`, without MTP modules."""
-    D, V = cfg.hidden_size, cfg.vocab_size
-    total = active = D  # the final norm
-    for index in range(cfg.num_hidden_layers):
-        shared = attention_parameters(cfg) + 2 * D
-        if cfg.is_moe_layer(index):
-            layer = moe_parameters(cfg)
-            total, active = total + shared + layer.total, active + shared + layer.active
-        else:
-            dense = shared + 3 * D * cfg.intermediate_size
-            total, active = total + dense, active + dense
-    embeddings = 1 if cfg.tie_word_embeddings else 2
-    return Parameters(total + embeddings * V * D, active + V * D)
+    layers = [block_parameters(cfg, index) for index in range(cfg.num_hidden_layers)]
+    total, active = (cfg.hidden_size + sum(part) for part in zip(*layers, strict=True))  # with the final norm
+    table = cfg.vocab_size * cfg.hidden_size
+    return Parameters(total + (1 if cfg.tie_word_embeddings else 2) * table, active + table)
+
+
+def active_with_embedding(cfg):
+    """Active parameters with the input embedding among them, as model cards count: V3's 37.55 billion ("37B")."""
+    return parameters(cfg).active + (0 if cfg.tie_word_embeddings else cfg.vocab_size * cfg.hidden_size)
+
+
+def mtp_parameters(cfg):
+    """Total and active parameters of all MTP modules; embedding and head are the model's own (V3 section 2.2)."""
+    D, L = cfg.hidden_size, cfg.num_hidden_layers
+    blocks = [block_parameters(cfg, L + index) for index in range(cfg.num_nextn_predict_layers)]
+    glue = len(blocks) * (2 * D * D + 3 * D)  # eh_proj, and the norms enorm, hnorm, shared_head.norm
+    return Parameters(*(glue + sum(block[kind] for block in blocks) for kind in range(2)))
+
+
+def block_parameters(cfg, index):
+    """Total and active parameters of layer `index`: two norms, attention, and experts or a dense feed-forward."""
+    shared, dense = attention_parameters(cfg) + 2 * cfg.hidden_size, 3 * cfg.hidden_size * cfg.intermediate_size
+    layer = moe_parameters(cfg) if cfg.is_moe_layer(index) else Parameters(dense, dense)
+    return Parameters(shared + layer.total, shared + layer.active)
 
 
 def moe_parameters(cfg):
@@ -72,6 +96,43 @@ def train_flops_per_token(cfg, seq_len=4096):
     widths = cfg.qk_head_dim + cfg.v_head_dim if cfg.attention == "mla" else 2 * cfg.attention_head_dim
     attention = 3 * cfg.num_hidden_layers * cfg.num_attention_heads * widths * seq_len
     return 6 * parameters(cfg).active + attention
+
+
+# --- One step of decoding ------------------------------------------------------------------------------------------
+
+
+def experts_touched(cfg, batch):
+    """Different experts of a layer that `batch` tokens visit on average, E (1 - (1 - A/E)^B), if they choose alone."""
+    E = cfg.n_routed_experts
+    return E * (1 - (1 - cfg.num_experts_per_tok / E) ** batch) if E else 0.0
+
+
+def decode_bytes(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    """Bytes that a step of decoding reads for `batch` sequences of `context` tokens: (weights, caches).
+
+    A weight is read once for the whole batch, of a routed expert only if a token visits it; a cache by its sequence.
+    """
+    experts = sum(map(cfg.is_moe_layer, range(cfg.num_hidden_layers)))
+    idle = experts_touched(cfg, batch) - cfg.num_experts_per_tok  # beside the A that `active` counts; may be 0
+    others = experts * idle * 3 * cfg.hidden_size * cfg.moe_intermediate_size if experts else 0
+    weights = weight_bytes * (parameters(cfg).active + others)
+    return weights, cache_bytes * batch * context * kv_elements_per_token(cfg)
+
+
+def decode_flops(cfg, batch, context):
+    """FLOPs of a step of decoding: 2 per active parameter and token, and attention over the cache (MLA's absorbed)."""
+    L, H = cfg.num_hidden_layers, cfg.num_attention_heads
+    widths = 2 * cfg.kv_lora_rank + cfg.qk_rope_head_dim if cfg.attention == "mla" else 2 * cfg.attention_head_dim
+    return 2 * batch * (parameters(cfg).active + L * H * widths * context)
+
+
+def decode_seconds(cfg, batch, context, gpu="H200", gpus=1, weight_bytes=2, dtype=torch.bfloat16):
+    """Seconds that a step takes at least on `gpus` of one kind that share bytes and FLOPs evenly and send nothing.
+
+    The cache is in 2 bytes, products in `dtype`. Raises ValueError as `roofline_seconds` does.
+    """
+    nbytes = sum(decode_bytes(cfg, batch, context, weight_bytes))
+    return roofline_seconds(decode_flops(cfg, batch, context) / gpus, nbytes / gpus, gpu, dtype)
 
 
 # --- GPUs: what a kernel's bytes and FLOPs cost at best ---------------------------------------------------------------
@@ -130,3 +191,23 @@ def gpu_named(name):
     if name not in GPUS:
         raise ValueError(f"no GPU {name!r}; the table has {', '.join(GPUS)}")
     return GPUS[name]
+
+
+# --- Hours and dollars ----------------------------------------------------------------------------------------------
+
+
+def mfu(flops_per_token, tokens_per_second, gpu="H800", dtype=torch.bfloat16):
+    """Model FLOPs utilisation: the share of one GPU's peak that `tokens_per_second` on it amount to."""
+    return flops_per_token * tokens_per_second / peak(gpu, dtype)
+
+
+def gpu_hours(flops, utilisation, gpu="H800", dtype=torch.bfloat16):
+    """Hours of one GPU that `flops` take at a utilisation (MFU) between 0 and 1; raises ValueError for another."""
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"the utilisation is {utilisation}; give the share of the peak, above 0 and at most 1")
+    return flops / (utilisation * peak(gpu, dtype)) / 3600
+
+
+def dollars_per_million(tokens_per_second, price_per_hour, gpus=1):
+    """Dollars that a million tokens cost at a price per GPU-hour, where `gpus` together make `tokens_per_second`."""
+    return 1e6 * gpus * price_per_hour / (3600 * tokens_per_second)

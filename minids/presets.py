@@ -63,3 +63,20 @@ def join_yarn(fields):
 
 
 PRESETS = {"tiny": {}, **read_table(MODELS)}
+
+# Dense models by others, for their sizes alone: minids opens no weights of theirs, so they are no presets. Where read:
+# LLaMA-3.1 8B and 70B in oumi's configs/recipes/llama3_1, 405B in torchtune's llama3_1_405b; Qwen2.5-72B in copies of
+# its config.json (its 819,200 biases of q, k and v are not counted); DeepSeek-67B, which V2's paper compares itself
+# with, second-hand, in a list that links to its config.json.
+DENSE = """
+                    llama-3.1-8b llama-3.1-70b llama-3.1-405b qwen2.5-72b deepseek-67b
+vocab_size                128256        128256         128256      152064       102400
+hidden_size                 4096          8192          16384        8192         8192
+intermediate_size          14336         28672          53248       29568        22016
+num_hidden_layers             32            80            126          80           95
+num_attention_heads           32            64            128          64           64
+num_key_value_heads            8             8              8           8            8
+"""
+PUBLISHED_DENSE = {
+    name: {**fields, "attention": "gqa", "n_routed_experts": 0} for name, fields in read_table(DENSE).items()
+}
