@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from minids import accounting
+from minids import accounting, bench
 from minids.bench import __main__ as command
 from minids.bench import ladder, ladder_rungs
+from minids.lab import front
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,12 @@ def made_up(name, bits, speed, cache):
 def test_verdicts_need_every_seed_and_ranges_apart():
     low, same = made_up("A", [2.0, 2.1], (90, 100, 110), 100), made_up("B", [1.9, 2.2], (100, 120, 130), 50)
     good, bad = made_up("C", [1.8, 2.1], (140, 150, 160), 50), made_up("D", [1.9, 2.2], (90, 100, 110), 200)
-    outcome = {"cases": [low, same, good, bad], "settings": {"contexts": [16]}}
+    outcome = {"cases": [low, same, good, bad], "settings": {"contexts": [16], "device": "cpu"}}
     first, second, third = ladder.verdicts(outcome)
-    assert first.startswith("B after A: pays in cache 0.50×; changes little in bits per byte at equal time +0.000")
-    assert (
-        second.startswith("C after B: pays in bits per byte at equal time -0.100") and "training speed 1.25×" in second
-    )
-    assert third.startswith("D after C: costs bits per byte at equal time +0.100") and "cache 4.00×" in third
+    assert first.startswith("B after A: pays in cache 0.50×; changes little in loss at equal time +0.000")
+    assert second.startswith("C after B: pays in loss at equal time -0.100") and "training speed 1.25×" in second
+    assert ladder.verdicts(outcome, brief=True)[0] == "B after A: pays in cache 0.50×"
+    assert third.startswith("D after C: costs loss at equal time +0.100") and "cache 4.00×" in third
 
 
 def test_a_branch_leaves_the_trunk_alone():
@@ -114,3 +114,22 @@ def test_a_branch_leaves_the_trunk_alone():
 
     assert torch.equal(weights(3, branch=True), weights(3, branch=False))
     assert not torch.equal(weights(2, branch=False), weights(3, branch=False))
+
+
+def test_the_readme_shows_the_record_and_its_figure_carries_the_digest(outcome, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RECORDS", tmp_path)
+    readme = f"before\n{front.OPEN}\nold\n{front.CLOSE}\nafter"
+    assert "not recorded yet" in front.fill(readme, front.shown()) and "old" not in front.fill(readme, None)
+    for name, one in {
+        "cpu": outcome,
+        "late": {**outcome, "complete": False},
+        "gpu": {**outcome, "provenance": {**outcome["provenance"], "gpu": "a GPU", "cuda": "13", "date": "2000"}},
+    }.items():
+        (tmp_path / f"ladder-{name}.json").write_text(json.dumps(one))
+    assert front.shown()["provenance"]["gpu"] == "a GPU"  # before a newer one of a processor
+    filled = front.fill(readme, outcome)
+    assert filled.startswith("before\n") and filled.endswith("\nafter") and "MLA+MoE after MLA" in filled
+    assert front.fill("no block", outcome) == "no block"
+    figure = tmp_path / "ladder.svg"
+    figure.write_text(front.picture(outcome))
+    assert front.is_of(figure, outcome) and not front.is_of(figure, {**outcome, "quick": False})

@@ -27,12 +27,12 @@ import torch
 
 from minids import accounting
 from minids.bench import harness
-from minids.bench.ladder_report import draw, table, verdicts
+from minids.bench.ladder_report import conditions, draw, table, verdicts
 from minids.bench.ladder_rungs import DECAY, Learner, Rung, Text, rungs
 from minids.numerics import has_fast_bf16
 from minids.train import DEFAULTS
 
-__all__ = ["Rung", "draw", "run", "rungs", "table", "verdicts"]
+__all__ = ["Rung", "conditions", "draw", "run", "rungs", "table", "verdicts"]
 
 ROOM = 64  # positions that decoding may add to a context
 MINUTES = 10.0  # of the whole run, where none are given

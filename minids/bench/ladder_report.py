@@ -6,7 +6,7 @@ import statistics
 from minids.bench import tables
 
 LITTLE = 0.05  # of a size: less than that is no change worth a word
-BETTER_IS_LESS = ("bits per byte at equal time", "bits per byte at equal FLOPs", "peak memory", "cache")
+BETTER_IS_LESS = ("loss at equal time", "loss at equal FLOPs", "peak memory", "cache")
 
 
 def table(outcome):
@@ -35,8 +35,8 @@ def conditions(outcome):
     seeds = "one seed" if settings["seeds"] == 1 else f"mean of {settings['seeds']} seeds (smallest-largest)"
     held = f"{settings['heldout_bytes'] / 1e3:,.0f} kB held out"
     each = f"{settings['seconds_each']:,.0f} s" if "seconds_each" in settings else "?"
-    emulated = "" if settings["device"] == "cuda" else "; FP8 is emulated here, so its speed says nothing"
-    return f"preset {settings['preset']} on {settings['corpus']}, {held}; {seeds}; equal time is {each}{emulated}"
+    speed = "" if settings["device"] == "cuda" else "; FP8 is emulated here, so its speed (hollow) says nothing"
+    return f"preset {settings['preset']} on {settings['corpus']}, {held}; {seeds}; equal time is {each}{speed}"
 
 
 def bits(end):
@@ -59,23 +59,33 @@ def megabytes(size):
 # What each rung bought ---------------------------------------------------------------------------------------------
 
 
-def verdicts(outcome):
-    """A sentence for each rung after the first: what is better than one rung below, what is not, what is worse.
+def verdicts(outcome, brief=False):
+    """A sentence for each rung after the first: what is better than one rung below, what is worse, what is neither.
 
-    Better means: by more than the spread. A loss must be lower with every seed, a speed's range must lie above.
+    Better means: by more than the spread. A loss must be lower with every seed, a speed's range must lie above. FP8's
+    speeds are left out where it is emulated; `brief` leaves out what changes little.
     """
     cases = [case for case in outcome["cases"] if case.get("equal_time", {}).get("bits_per_byte")]
     lines = []
     for below, case in itertools.pairwise(cases):
         found = {"pays in": [], "costs": [], "changes little in": []}
         for name, (low, high, text) in comparisons(below, case, outcome["settings"]).items():
+            if emulated(case, outcome) and ("speed" in name or "decoding" in name):
+                continue
             sign = -1 if name in BETTER_IS_LESS else 1
             kind = "pays in" if min(sign * low, sign * high) > 0 else "costs"
             kind = kind if low * high > 0 else "changes little in"
             found[kind].append(f"{name} {text}")
+        if brief:
+            del found["changes little in"]
         said = "; ".join(f"{kind} {', '.join(texts)}" for kind, texts in found.items() if texts)
-        lines.append(f"{case['case']} after {below['case']}: {said}")
+        lines.append(f"{case['case']} after {below['case']}: {said or 'changes little'}")
     return lines
+
+
+def emulated(case, outcome):
+    """Whether a case's FP8 products were emulated, so that their speed says nothing."""
+    return "FP8" in case["case"] and outcome["settings"]["device"] != "cuda"
 
 
 def comparisons(below, case, settings):
@@ -84,8 +94,10 @@ def comparisons(below, case, settings):
     for kind, name in (("equal_time", "equal time"), ("equal_flops", "equal FLOPs")):
         pairs = zip(below[kind]["bits_per_byte"], case[kind]["bits_per_byte"], strict=False)
         gaps = [after - before for before, after in pairs]
-        text = f"{statistics.mean(gaps):+.3f}" + (f" ({min(gaps):+.3f} to {max(gaps):+.3f})" if len(gaps) > 1 else "")
-        found[f"bits per byte at {name}"] = (min(gaps), max(gaps), text)
+        text = f"{statistics.mean(gaps):+.3f} bits/byte" + (
+            f" ({min(gaps):+.3f} to {max(gaps):+.3f})" if len(gaps) > 1 else ""
+        )
+        found[f"loss at {name}"] = (min(gaps), max(gaps), text)
     speeds = {"training speed": (below["train_tokens_per_s"], case["train_tokens_per_s"])}
     for context in settings["contexts"]:
         speeds[f"decoding at {context}"] = tuple(one["decode_tokens_per_s"][str(context)] for one in (below, case))
@@ -123,7 +135,8 @@ def draw(outcome):
     figure = Figure(figsize=(12, 1.3 + 0.42 * len(cases)), layout="constrained")
     every = figure.subplots(1, len(panels), sharey=True)
     for axes, (name, values) in zip(every, panels.items(), strict=True):
-        draw_panel(axes, name, values)
+        hollow = [emulated(case, outcome) and "tokens/s" in name for case in cases]
+        draw_panel(axes, name, values, hollow)
     every[0].set_yticks(range(len(cases)), [case["case"] for case in cases])
     every[0].set_ylim(len(cases) - 0.5, -0.5)
     facts = outcome["provenance"]
@@ -135,20 +148,23 @@ def spread(figures):
     return [figures["min"], figures["median"], figures["max"]] if figures else []
 
 
-def draw_panel(axes, name, rows):
+def draw_panel(axes, name, rows, hollow):
     """One panel: the middle of each row's values as a point with its number, their range as a line."""
+    from matplotlib.ticker import MaxNLocator
+
     loss = name.startswith("bits")
     for row, values in enumerate(rows):
         if values:
             middle = statistics.mean(values) if loss else statistics.median(values)
             axes.plot([min(values), max(values)], [row, row], color="C0", lw=3, alpha=0.4, solid_capstyle="butt")
-            axes.plot(middle, row, "o", color="C0", ms=5)
+            axes.plot(middle, row, "o", color="C0", ms=5, mfc="white" if hollow[row] else "C0")
             text = f"{middle:.3f}" if loss else f"{middle:,.0f}"
             axes.annotate(text, (middle, row), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8)
     axes.set_title(name, fontsize=9)
     axes.margins(x=0.25)
     if not loss:
         axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)
     for side in ("top", "right"):

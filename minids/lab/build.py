@@ -3,10 +3,11 @@
     python -m minids.lab.build [NAME …] [--check] [--execute] [--force]
 
 The source is described in source.py, its markers and limits in rules.py. The first and the last cell of both notebooks,
-lessons/README.md and the table in README.md are made of the front matters. A lesson's bytes depend on the sources
-alone. A solution is stored with its outputs: `--execute` runs those whose code is not what was run (`--force`: all),
-a plain build keeps outputs whose code is unchanged and clears the others. `--check` writes nothing and fails where a
-file is not what the sources make, or where a solution is not executed, has an error, or a verdict that is no PASS.
+lessons/README.md and the table in README.md are made of the front matters; README's ladder by front.py, of its record.
+A lesson's bytes depend on the sources alone. A solution is stored with its outputs: `--execute` runs those whose code
+is not what was run (`--force`: all), a plain build keeps outputs whose code is unchanged and clears the others.
+`--check` writes nothing and fails where a file is not what the sources make, or where a solution is not executed, has
+an error, or a verdict that is no PASS.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from functools import partial
 
 from minids.files import replace_file
-from minids.lab import outputs, rules
+from minids.lab import front, outputs, rules
 from minids.lab.source import ROOT, BuildError, read_all, read_cells
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -106,7 +107,7 @@ def pages(lessons, root):
             f"README.md has no block for the table of lessons; write the lines {OPEN} and {CLOSE} once each"
         )
     before, after = text.split(OPEN)[0], text.split(CLOSE)[1]
-    yield readme, f"{before}{OPEN}\n{table(lessons, 'lessons/')}{CLOSE}{after}"
+    yield readme, front.fill(f"{before}{OPEN}\n{table(lessons, 'lessons/')}{CLOSE}{after}", front.shown())
 
 
 def chosen(names, lessons):
@@ -182,6 +183,9 @@ def run(args, root):
         good = not faulty(solved, target, args.check) and good
     for path, text in pages(lessons, root):
         good = (store(path, text, args.check) or not args.check) and good
+    record, figure = front.shown(), root / front.FIGURE
+    if root == ROOT and record and not front.is_of(figure, record):
+        good = (store(figure, front.picture(record), args.check) or not args.check) and good
     return good
 
 
