@@ -10,8 +10,11 @@ dequantised as they are read, or stay as they are (dtype=torch.float8_e4m3fn) an
 
     mlp.experts.gate_up_proj_scale_inv [E,2ceil(F/128),ceil(D/128)]   <->   those of the gate_proj and of the up_proj
 
-Weights of MTP layers (index num_hidden_layers and above) are left out, with a note. Tensors are read one at a time, so
-the peak is the model plus one tensor.
+mtp.k is layer num_hidden_layers + k on the hub, with copies of embed_tokens and lm_head (as shared_head.head). They are
+written, and left out as they are read, one that differs with a warning. A model has as many MTP modules as config.json
+and the weights both have; what only one of them has (transformers saves no such weights) is left out, with a warning.
+transformers opens what is saved here, and lists these weights as unexpected (those of a layer 61 it expects).
+Tensors are read one at a time, so the peak is the model plus one tensor.
 """
 
 import json
@@ -38,7 +41,7 @@ INDEX = "model.safetensors.index.json"
 SCALE = "_scale_inv"
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
-PROJECTION = re.compile(r".*_proj(_with_mqa)?\.weight")  # what DeepSeek keeps in FP8
+PROJECTION = re.compile(r".*(?<!\beh)_proj(_with_mqa)?\.weight")  # what DeepSeek keeps in FP8
 
 
 class CheckpointFormatError(ValueError):
@@ -55,7 +58,8 @@ def load(path_or_hub_id, dtype=None, device="cpu"):
     """
     folder = locate(path_or_hub_id)
     cfg = ModelConfig.from_hf(folder)
-    files = weight_files(folder)
+    readers = open_files(weight_files(folder))
+    cfg.num_nextn_predict_layers = count_mtp(cfg, readers)
     with torch.device("meta"):
         model = Transformer(cfg)
         if dtype == E4M3:
@@ -63,9 +67,9 @@ def load(path_or_hub_id, dtype=None, device="cpu"):
             dtype = None
     parts = {key: (name, index) for key, name, index in hub_parts(model)}
     shapes, tensors, surplus = model.state_dict(), {}, []
-    for key, tensor in read_tensors(files, cfg, parts):
+    for key, tensor in read_tensors(readers, parts, mtp_copies(cfg)):
         if key not in parts:
-            surplus += unknown(key, cfg, shapes)
+            surplus += unknown(key, tensor, cfg, shapes, tensors)
             continue
         name, index = parts.pop(key)
         if name not in tensors:
@@ -110,24 +114,47 @@ def weight_files(folder):
     return [folder / name for name in names]
 
 
-def read_tensors(files, cfg, parts):
-    """Pairs (name without `model.`, tensor) over all files, MTP layers left out.
-
-    A weight whose scales are among `parts` comes in FP8, then its scales; all else comes dequantised.
-    """
-    where = {}
+def open_files(files):
+    """{hub name: the reader of the file that holds it}; raises CheckpointFormatError naming a damaged file."""
+    readers = {}
     for path in files:
         try:
             reader = safe_open(path, "pt")
         except SafetensorError as error:
             raise CheckpointFormatError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
-        where |= dict.fromkeys(reader.keys(), reader)
-    mtp = {layer_index(key) for key in where if key.endswith(".eh_proj.weight")}  # a projection only MTP layers have
-    skipped = [key for key in where if layer_index(key) >= cfg.num_hidden_layers and layer_index(key) in mtp]
-    if skipped:
-        log.warning("left out %d weights of MTP layers, such as %s", len(skipped), skipped[0])
-    wanted = [key for key in where if key not in set(skipped) and not key.endswith(SCALE)]
-    for key in wanted:
+        readers |= dict.fromkeys(reader.keys(), reader)
+    return readers
+
+
+def count_mtp(cfg, readers):
+    """How many MTP modules both `cfg` and the weights have; takes others' weights out of `readers`, and says so."""
+    first, promised = cfg.num_hidden_layers, cfg.num_nextn_predict_layers
+    there = {layer_index(key) for key in readers if key.endswith(".eh_proj.weight")}  # only MTP modules have one
+    found = sum(first + k in there for k in range(promised))
+    surplus = [key for key in readers if layer_index(key) >= first + found and layer_index(key) in there]
+    for key in surplus:
+        del readers[key]
+    if surplus or found < promised:
+        log.warning("config.json has %d MTP modules, the weights have %d: opened with %d", promised, len(there), found)
+    return found
+
+
+def mtp_copies(cfg):
+    """{hub name without `model.`: name here} of the embedding and the head that the hub repeats in MTP modules."""
+    head = "embed_tokens.weight" if cfg.tie_word_embeddings else "lm_head.weight"
+    stems = [f"layers.{cfg.num_hidden_layers + k}" for k in range(cfg.num_nextn_predict_layers)]
+    embeddings = {f"{stem}.embed_tokens.weight": "embed_tokens.weight" for stem in stems}
+    return embeddings | {f"{stem}.shared_head.head.weight": head for stem in stems}
+
+
+def read_tensors(where, parts, copies):
+    """Pairs (name without `model.`, tensor) of all that is in `where`, the `copies` last.
+
+    A weight whose scales are among `parts` comes in FP8, then its scales; all else comes dequantised.
+    """
+    for key in sorted(where, key=lambda key: key.removeprefix("model.") in copies):
+        if key.endswith(SCALE):
+            continue
         tensor, name = where[key].get_tensor(key), key.removeprefix("model.")
         scale = read_scale(where, key, tensor) if tensor.dtype == E4M3 else None
         if name + SCALE in parts:
@@ -165,8 +192,13 @@ def freeze(model):
             setattr(module, name + SCALE, nn.Parameter(scales, requires_grad=False))
 
 
-def unknown(key, cfg, shapes):
+def unknown(key, tensor, cfg, shapes, tensors):
     """[key], or [] where a weight that this model does not have can be ignored; raises for an expert too many."""
+    if key in mtp_copies(cfg):
+        used = tensors.get(mtp_copies(cfg)[key])
+        if used is not None and not torch.equal(tensor.to(used), used):
+            log.warning("%s differs from %s, which is used in its place", key, mtp_copies(cfg)[key])
+        return []
     if key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq"):
         return []  # a tied head that was written all the same, and old checkpoints' tables
     expert = EXPERT.fullmatch(key)
@@ -177,7 +209,7 @@ def unknown(key, cfg, shapes):
 
 def check_complete(parts, tensors, surplus):
     """Raise CheckpointFormatError where `parts` have not come (some of a tensor's, or all), or `surplus` has."""
-    lost = Counter(name for name, _ in parts.values())
+    lost = Counter(name if ".experts." in name else key for key, (name, _) in parts.items())
     missing = [f"{name} of {n} expert matrices" if name in tensors else name for name, n in lost.items()]
     for what, names in (("missing", missing), ("surplus", surplus)):
         if names:
@@ -200,20 +232,21 @@ def assign(model, tensors, cfg):
 def hub_parts(model):
     """(hub name without `model.`, name here, index of the part) of all weights, the experts one by one."""
     for name, tensor in model.state_dict().items():
+        key = re.sub(r"^mtp\.(\d+)", lambda k: f"layers.{model.cfg.num_hidden_layers + int(k[1])}", name)
         if ".mlp.experts." in name:
-            stem, _, last = name.rpartition(".")
+            stem, _, last = key.rpartition(".")
             half, end = tensor.shape[1] // 2, SCALE if last.endswith(SCALE) else ""
             rows = {"gate": slice(half), "up": slice(half, None)} if "gate_up" in last else {"down": slice(None)}
             places = ((j, k) for j in range(len(tensor)) for k in rows)
             yield from ((f"{stem}.{j}.{k}_proj.weight{end}", name, (j, rows[k])) for j, k in places)
         elif name != "lm_head.weight" or not model.cfg.tie_word_embeddings:
-            yield name, name, ...
+            yield key, name, ...
 
 
 def hub_tensors(model):
-    """Pairs (hub name, tensor) of all weights, the experts one by one."""
+    """Pairs (hub name, tensor) of all weights, the experts one by one, the copies that MTP modules have last."""
     tensors = model.state_dict()
-    for key, name, index in hub_parts(model):
+    for key, name, index in [*hub_parts(model), *((*pair, ...) for pair in mtp_copies(model.cfg).items())]:
         yield key if key == "lm_head.weight" else f"model.{key}", tensors[name][index]
 
 

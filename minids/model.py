@@ -1,9 +1,18 @@
 """The model: embedding, blocks of attention and feed-forward (dense or experts), a final norm and the head.
 
 The module names are the hub's, so a checkpoint of DeepSeek-V2 or V3 needs no table of translations: `hub.py` only puts
-`model.` before all but the head, and splits the experts that are one tensor here.
+`model.` before all but the head, splits the experts that are one tensor here, and counts `mtp` among the layers.
 
 Pre-norm residual blocks (V3 figure 2):  h = x + Attention(RMSNorm(x));  out = h + FeedForward(RMSNorm(h)).
+
+Multi-token prediction (MTP, V3 section 2.2 and figure 3). Behind the model's last norm, h^0_t has seen tokens 1 to t,
+and the head makes of it the logits of t+1. Module k = 1, 2, ... adds the embedding of token t+k, which is known in
+training, and the same head makes of its h^k_t the logits of token t+k+1:
+
+    h^k = norm_k(Block_k(eh_proj_k [enorm_k(Emb(t+k)); hnorm_k(h^(k-1)_t)]))
+
+Each module is causal, so h^k_t has seen tokens 1 to t+k. Eq. 21 has [norm(h); norm(Emb)], the other way round; this is
+the order of the published weights. `model(tokens)` never runs the modules: they are for `loss`, or to draft a token.
 """
 
 import torch
@@ -14,6 +23,8 @@ from minids.gqa import GQA, KVCache
 from minids.layers import RMSNorm, SwiGLU, linear_cross_entropy, rope_tables
 from minids.mla import MLA, LatentCache
 from minids.moe import MoE
+
+MTP_WEIGHT = 0.3  # lambda of V3 eq. 25 for the first 10T tokens; 0.1 for the other 4.8T (V3 section 4.2)
 
 
 class Block(nn.Module):
@@ -31,11 +42,26 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class MTP(Block):
+    """One module of multi-token prediction: Emb(t+k) and h^(k-1) at t, both [B,T,D], to h^k [B,T,D] (V3 eq. 21-22)."""
+
+    def __init__(self, cfg, index):
+        super().__init__(cfg, index)
+        D, eps = cfg.hidden_size, cfg.rms_norm_eps
+        self.enorm, self.hnorm = RMSNorm(D, eps), RMSNorm(D, eps)
+        self.eh_proj = nn.Linear(2 * D, D, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(D, eps)})
+
+    def forward(self, embedded, h, cos, sin, cache=None):
+        x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(h)], -1))
+        return self.shared_head["norm"](super().forward(x, cos, sin, cache))
+
+
 class Transformer(nn.Module):
     """A decoder of the DeepSeek-V2/V3 family, or one of its baselines, as `cfg` says.
 
-    `model(tokens [B,T])` gives logits [B,T,V]. Raises ValueError for tokens that are not [B,T] integers in the
-    vocabulary or that go past max_position_embeddings.
+    `model(tokens [B,T])` gives logits [B,T,V]; `mtp` has num_nextn_predict_layers modules that this leaves alone.
+    Raises ValueError for tokens that are not [B,T] integers in the vocabulary or that go past max_position_embeddings.
     """
 
     def __init__(self, cfg):
@@ -48,6 +74,9 @@ class Transformer(nn.Module):
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         init_weights(self, cfg.initializer_range)
+        first, D = cfg.num_hidden_layers, cfg.num_nextn_predict_layers
+        self.mtp = nn.ModuleList(MTP(cfg, first + k) for k in range(D))  # last: the rest is drawn as without them
+        init_weights(self.mtp, cfg.initializer_range)
 
     def forward(self, tokens, cache=None, last_only=False):
         """Logits [B,T,V] for `tokens` [B,T] (only the last position's, [B,1,V], if last_only).
@@ -55,7 +84,7 @@ class Transformer(nn.Module):
         With a `cache` (from `new_cache`) the tokens continue what it holds, and are added to it; one token at a time
         on a CPU takes the flat step of decode.py where it applies.
         """
-        step = find_step(self, tokens, cache, kinds=(Transformer, Block))
+        step = find_step(self, tokens, cache, kinds=(Transformer, Block, MTP, nn.ModuleDict))
         if step:
             check_tokens(tokens, self.cfg, cache[0].length)
             return step(tokens, cache)
@@ -73,19 +102,40 @@ class Transformer(nn.Module):
             x = layer(x, cos, sin, cache[index] if cache else None)
         return self.norm(x)
 
-    def loss(self, tokens, targets):
-        """The loss to differentiate (with the balance loss) and the cross-entropy in nats per token, detached.
+    def mtp_hidden(self, tokens, h):
+        """Yield h^k [B,T-k,D] of each MTP module, k = 1, 2, ..., for `tokens` [B,T] and h = hidden(tokens).
 
-        tokens and targets are [B,T]; targets of -100 do not count.
+        lm_head makes of position t the logits of token t+k+1. Raises ValueError where T is not above k.
         """
-        x = self.hidden(tokens).flatten(0, 1)
-        cross_entropy = linear_cross_entropy(x, self.lm_head.weight, targets.flatten())
-        balance = sum(moe.balance_loss for moe in self.moe_layers() if moe.balance_loss is not None)
-        return cross_entropy + balance, cross_entropy.detach()
+        T = tokens.shape[1]
+        for k, module in enumerate(self.mtp, 1):
+            if k >= T:
+                raise ValueError(f"sequences of {T} are too short for {len(self.mtp)} MTP modules: give longer ones")
+            cos, sin = rope_tables(self.cfg, torch.arange(T - k, device=tokens.device))
+            h = module(self.embed_tokens(tokens[:, k:]), h[:, :-1], cos, sin)
+            yield h
+
+    def loss(self, tokens, targets, mtp_weight=MTP_WEIGHT):
+        """The loss to differentiate (with the balance loss and MTP's) and the cross-entropy in nats, detached.
+
+        tokens and targets are [B,T]; targets of -100 do not count. The cross-entropy is the main head's mean per token.
+        MTP's loss is the mean of its modules' (V3 eq. 24-25, there over T instead of the T-k positions), mtp_weight
+        times. Raises what mtp_hidden raises.
+        """
+        h, head = self.hidden(tokens), self.lm_head.weight
+        cross_entropy = linear_cross_entropy(h.flatten(0, 1), head, targets.flatten())
+        mtp = [
+            linear_cross_entropy(h_k.flatten(0, 1), head, targets[:, k:].flatten())
+            for k, h_k in enumerate(self.mtp_hidden(tokens, h), 1)
+        ]
+        extra = sum(moe.balance_loss for moe in self.moe_layers() if moe.balance_loss is not None)
+        if mtp:
+            extra += mtp_weight * sum(mtp) / len(mtp)
+        return cross_entropy + extra, cross_entropy.detach()
 
     def moe_layers(self):
-        """The MoE modules, first layer first."""
-        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]
+        """The MoE modules, first layer first, those of MTP last."""
+        return [layer.mlp for layer in [*self.layers, *self.mtp] if isinstance(layer.mlp, MoE)]
 
     @torch.no_grad()
     def update_expert_bias(self, rate):

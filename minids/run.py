@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, folder, record, corpus, tokenizer):
         self.folder, self.record, self.corpus, self.tokenizer = folder, record, corpus, tokenizer
-        self.args = {"balance": "bias", **record["arguments"]}  # runs of older versions had no choice
+        self.args = {"balance": "bias", "mtp": 0, **record["arguments"]}  # runs of older versions had no choice
         self.tokens = data.encode_files(tokenizer, corpus.train)
         self.bytes_per_token = sum(map(len, corpus.train)) / len(self.tokens)
         self.saved, self.save_seconds = time.monotonic(), 0.0
@@ -49,6 +49,7 @@ class Run:
         self.step = 0
         seed_everything(self.args["seed"])
         self.bias_rate, changes = BALANCE[self.args["balance"]]
+        changes = {**changes, "num_nextn_predict_layers": self.args["mtp"]}
         self.model = Transformer(ModelConfig.preset(self.args["preset"], **changes)).to(self.args["device"])
         if self.args.get("precision") == "fp8":
             fp8.convert(self.model)

@@ -50,6 +50,7 @@ def build_parser():
     loss = f"loss (auxiliary, alpha {BALANCE_ALPHA:g}, which balances `tiny`)"
     add("--balance", metavar="HOW", help=f"the experts: bias (default; DeepSeek-V3's way), {loss}, both or none")
     add("--precision", metavar="P", help="of products: bf16, fp32 or fp8 (default: bf16 where it is fast, else fp32)")
+    add("--mtp", type=int, metavar="N", help="modules of multi-token prediction (default: the preset's)")
     add("--seed", type=int, help="of weights and batches (default 0)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--checkpoint-every", type=float, metavar="SECONDS", help="0 means every step (default 30)")
@@ -66,13 +67,15 @@ def complete_arguments(given):
         raise TrainError(f"preset {preset!r} is a published model, too large to train here; give {', '.join(DEFAULTS)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args = {"preset": preset, "data": "stdlib", "seed": 0, "device": device, "checkpoint_every": 30.0}
-    args["balance"] = "bias"
+    args |= {"balance": "bias", "mtp": cfg.num_nextn_predict_layers}
     args |= {**DEFAULTS[preset], **({} if "steps" in given else {"minutes": 5.0}), **given}
     for name in ("minutes", "steps", "batch_size", "seq_len", "lr"):
         if name in args and not 0 < args[name] < float("inf"):
             raise TrainError(f"--{name.replace('_', '-')} is {args[name]}; it must be positive")
     if args["seq_len"] > cfg.max_position_embeddings:
         raise TrainError(f"--seq-len is {args['seq_len']}; preset {preset} has {cfg.max_position_embeddings} positions")
+    if not 0 <= args["mtp"] < args["seq_len"]:
+        raise TrainError(f"--mtp is {args['mtp']}; give 0 or more modules, fewer than --seq-len {args['seq_len']}")
     if args["balance"] not in BALANCE:
         raise TrainError(f"--balance is {args['balance']!r}; it must be one of {', '.join(BALANCE)}")
     if args.get("precision") not in (None, *PRECISIONS):
@@ -134,14 +137,19 @@ def finish(run):
     with run.precision():
         sizes = run.args["seq_len"], run.args["batch_size"]
         bits = data.heldout_bits_per_byte(run.model, run.tokenizer, run.corpus, *sizes)
+        guessed = data.heldout_acceptance(run.model, run.tokenizer, run.corpus, sizes[0])
         prompt = torch.tensor([run.tokenizer.encode("def ").ids])
         out = generate(run.model, prompt, 120, 0.8, 0.95, seed=run.args["seed"], stop_token=END_OF_TEXT)
     result = {"bits_per_byte": bits, "gzip": run.corpus.gzip_bpb, "xz": run.corpus.xz_bpb}
     if run.model.moe_layers():
         result["max_vio"] = report.last_max_vio(run.folder)
+    if guessed:
+        result["mtp_acceptance"] = guessed
     run.record["result"] = result
     run.write_record()
     print(report.result_line(result))
+    for k, share in enumerate(guessed, 1):
+        print(f"MTP guesses the token {k + 1} ahead as the main head then does: {share:.1%} of held-out positions")
     if "max_vio" in result:
         print(f"MaxVio at the end: {result['max_vio']:.2f} (--balance {run.args['balance']}; 0 is perfect balance)")
     print(f"a sample:\n{run.tokenizer.decode(out[0].tolist())}\n")
@@ -197,9 +205,10 @@ def run_command(given, stop):
             raise TrainError("give --out DIR, a new folder for the run (or --resume DIR)")
         run = begin(folder=Path(given.pop("out")), args=complete_arguments(given))
     precision = run.args.get("precision") or ("bf16" if run.record["bf16"] else "fp32")
-    total, active = accounting.parameters(run.model.cfg)
+    (total, active), mtp = accounting.parameters(run.model.cfg), accounting.mtp_parameters(run.model.cfg).total
+    and_mtp = f" and {mtp / 1e6:.1f}M of MTP" if mtp else ""
     print(
-        f"{run.args['preset']}: {total / 1e6:.1f}M parameters, {active / 1e6:.1f}M active; {run.corpus.name}: "
+        f"{run.args['preset']}: {total / 1e6:.1f}M parameters, {active / 1e6:.1f}M active{and_mtp}; {run.corpus.name}: "
         f"{len(run.tokens) / 1e6:.1f}M tokens; {precision} on {run.args['device']}"
     )
     with deterministic() if run.args["device"] == "cpu" else contextlib.nullcontext():

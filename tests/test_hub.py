@@ -268,15 +268,15 @@ def test_a_model_kept_in_fp8_with_scales_of_any_size_generates(tmp_path):
         kept.bfloat16()(ids)
 
 
-def test_mtp_layers_are_left_out_with_a_note(tmp_path, caplog):
-    model = random_model(num_nextn_predict_layers=1)
+def test_mtp_layers_that_config_json_does_not_have_are_left_out_with_a_note(tmp_path, caplog):
+    model = random_model()
     model.save_pretrained(tmp_path)
     extra = {f"model.layers.2.{name}": torch.zeros(3) for name in ("eh_proj.weight", "enorm.weight", "mlp.x.weight")}
     edit(tmp_path / "model.safetensors", lambda t: t.update(extra))
     with caplog.at_level(logging.WARNING, "minids"):
         back = Transformer.from_pretrained(tmp_path)
-    assert "left out 3 weights of MTP layers, such as model.layers.2." in caplog.text
-    assert torch.equal(logits(back), logits(model)) and back.cfg.num_nextn_predict_layers == 1
+    assert "config.json has 0 MTP modules, the weights have 1: opened with 0" in caplog.text
+    assert torch.equal(logits(back), logits(model)) and not back.mtp
 
 
 # Files that are wrong -----------------------------------------------------------------------------------------------

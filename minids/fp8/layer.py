@@ -32,7 +32,7 @@ from minids.layers import product_dtype, use_kernel
 
 log = logging.getLogger("minids")
 BREAK = []  # what torch.compile calls for `product`, once it has
-KEPT = {"lm_head", "gate"}  # Linears of these names stay as they are: the head and routers
+KEPT = {"lm_head", "gate", "eh_proj"}  # Linears that stay as they are: head, routers, MTP's (bf16 in V3's checkpoint)
 
 
 class Product(torch.autograd.Function):
@@ -188,7 +188,7 @@ def grouped_linear(rows, weight, ends, scale=None, power_of_2=True, impl="auto")
 def convert(model, power_of_2=True, impl="auto"):
     """Make every Linear of attention and feed-forward FP8, and every Experts' products; in place, gives `model`.
 
-    The Parameter objects stay. What stays as it is: embedding, norms, routers, and Linears called lm_head or gate.
+    The Parameter objects stay. What stays as it is: embedding, norms, routers, and Linears called as in KEPT.
     However small a layer is, it is converted. Raises ValueError where there is nothing to convert.
     """
     found = 0
@@ -201,6 +201,6 @@ def convert(model, power_of_2=True, impl="auto"):
             continue
         found += 1
     if not found:
-        kept = " and ".join(sorted(KEPT))
+        kept = ", ".join(sorted(KEPT))
         raise ValueError(f"{type(model).__name__} has no nn.Linear or Experts to convert ({kept} stay as they are)")
     return model
