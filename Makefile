@@ -14,7 +14,7 @@ help:
 	@echo "make test      all tests, and the notebooks"
 	@echo "make train     five minutes of preset tiny into $(OUT)"
 	@echo "make lessons   lessons/ and solutions/ built again from solutions/*.py; changed solutions are run"
-	@echo "make bench     speed beside transformers, on this machine"
+	@echo "make bench     speed beside transformers, and the ladder of techniques, on this machine: 15 minutes"
 	@echo "make gpu       the tests that need a GPU, then its benchmarks, recorded"
 
 $(READY): requirements.txt pyproject.toml minids/lab/jupyter_conf/ipython_kernel_config.py
@@ -46,12 +46,13 @@ lessons: $(READY)
 	$(BIN)/python -m minids.lab.build --execute
 
 bench: $(READY)
-	$(BIN)/python -m minids.bench
+	$(BIN)/python -m minids.bench --minutes 14
 
 gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch finds no CUDA GPU here')"
-	@# the benchmarks compare results themselves, so they run whatever the tests say; no case begins after 6 minutes
+	@# the benchmarks compare results themselves, so they run whatever the tests say; what matters most comes first
 	$(BIN)/python -m pytest -q -m gpu tests; tests=$$?; \
-		$(BIN)/python -m minids.bench mla moe fp8 layers --record --minutes 6 && exit $$tests
+		$(BIN)/python -m minids.bench mla moe fp8 train layers --record --minutes 4.5 && \
+		$(BIN)/python -m minids.bench ladder --record --minutes 2.5 && exit $$tests
 
 .PHONY: help setup lab test train lessons bench gpu

@@ -133,3 +133,17 @@ def test_the_readme_shows_the_record_and_its_figure_carries_the_digest(outcome, 
     figure = tmp_path / "ladder.svg"
     figure.write_text(front.picture(outcome))
     assert front.is_of(figure, outcome) and not front.is_of(figure, {**outcome, "quick": False})
+
+
+def test_a_rung_without_room_gets_a_line_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ladder, "synchronize", lambda: None)
+
+    def build(name):
+        if name == "large":
+            raise torch.OutOfMemoryError
+        return (lambda _: None,)
+
+    skipped = {}
+    figures = ladder.in_turns("training", 10, ladder.sizes_for("cpu", True), build, ["small", "large", "last"], skipped)
+    assert list(figures) == ["small", "last"] and skipped == {"large, training": "it ran out of the GPU's memory"}

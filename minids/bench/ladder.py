@@ -36,6 +36,7 @@ __all__ = ["Rung", "conditions", "draw", "run", "rungs", "table", "verdicts"]
 
 ROOM = 64  # positions that decoding may add to a context
 MINUTES = 10.0  # of the whole run, where none are given
+LEAST = 5.0  # seconds of a training; a shorter one says nothing
 SLACK = 0.95  # of the time that is left: what the trainings are planned to take
 
 
@@ -82,7 +83,7 @@ def run(quick=False, save=None, until=None):
     outcome["complete"] = False
     save = save or (lambda outcome: None)
     for measure in (training_speed, decoding_speed, peak_memory):
-        measure(models, text, sizes, cases)
+        measure(models, text, sizes, outcome)
         save(outcome)
     seconds, patience = SLACK * (until - time.monotonic()), 1.5
     if quick:
@@ -107,48 +108,64 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def spread(case, amount, rounds, contenders):
-    """{form: {"median", "min", "max"}} of contenders, one per rung, in `amount` units a second."""
-    clock = partial(harness.wall_clock, synchronize=synchronize)
-    measured = harness.measure(case, contenders, amount, rounds, clock=clock)
-    return {form["form"]: {key: form[key] for key in ("median", "min", "max")} for form in measured["forms"]}
+def in_turns(case, amount, sizes, build, models, skipped):
+    """{rung: {"median", "min", "max"}} in `amount` units a second, of the contender that `build(name)` makes of each.
+
+    On a processor, which drifts, the rungs take turns. On a GPU each has the memory for itself; who does not fit into
+    it gets a line in `skipped`.
+    """
+    clock, figures = partial(harness.wall_clock, synchronize=synchronize), {}
+    for names in [[name] for name in models] if torch.cuda.is_available() else [list(models)]:
+        try:
+            contenders = [harness.Contender("minids", name, *build(name)) for name in names]
+            forms = harness.measure(case, contenders, amount, sizes.rounds, clock=clock)["forms"]
+        except torch.OutOfMemoryError:
+            skipped[f"{names[0]}, {case}"] = "it ran out of the GPU's memory"
+            continue
+        figures |= {form["form"]: {key: form[key] for key in ("median", "min", "max")} for form in forms}
+    return figures
 
 
-def training_speed(models, text, sizes, cases):
-    """Tokens/s of a whole training step, the rungs in turns."""
-    learners = {name: Learner(rung, text, 0) for name, rung in models.items()}
-    contenders = [harness.Contender("minids", name, lambda _, one=one: one.step()) for name, one in learners.items()]
-    figures = spread("training", sizes.batch_size * sizes.seq_len, sizes.rounds, contenders)
-    for case in cases:
-        case["train_tokens_per_s"] = figures[case["case"]]
+def training_speed(models, text, sizes, outcome):
+    """Tokens/s of a whole training step."""
+
+    def build(name):
+        learner = Learner(models[name], text, 0)
+        return (lambda _: learner.step(),)
+
+    amount = sizes.batch_size * sizes.seq_len
+    figures = in_turns("training", amount, sizes, build, models, outcome["skipped"])
+    for case in outcome["cases"]:
+        case["train_tokens_per_s"] = figures.get(case["case"])
 
 
-@torch.inference_mode()
-def decoding_speed(models, text, sizes, cases):
-    """Tokens/s of greedy decoding of one sequence with its cache, the rungs in turns at each context."""
-    built = {name: Learner(rung, text, 0).model.eval() for name, rung in models.items()}
-    for case in cases:
+def decoding_speed(models, text, sizes, outcome):
+    """Tokens/s of greedy decoding of one sequence with its cache, at each context."""
+    for case in outcome["cases"]:
         case["decode_tokens_per_s"] = {}
     for context in sizes.contexts:
-        contenders = [Decoder(name, model, context, text).contender(sizes.new_tokens) for name, model in built.items()]
-        figures = spread(f"decode at {context}", sizes.new_tokens, sizes.rounds, contenders)
-        for case in cases:
-            case["decode_tokens_per_s"][str(context)] = figures[case["case"]]
+
+        def build(name, context=context):
+            decoder = Decoder(Learner(models[name], text, 0).model, context, text)
+            return partial(decoder.extend, sizes.new_tokens), decoder.rewind
+
+        what = f"decoding at {context}"
+        figures = in_turns(what, sizes.new_tokens, sizes, build, models, outcome["skipped"])
+        for case in outcome["cases"]:
+            case["decode_tokens_per_s"][str(context)] = figures.get(case["case"])
 
 
 class Decoder:
     """A model whose cache holds `context` tokens, to which new ones are added again and again."""
 
-    def __init__(self, name, model, context, text):
-        self.name, self.model, self.context = name, model, context
+    def __init__(self, model, context, text):
+        self.context = context
+        self.model = model.eval().to(torch.bfloat16 if text.device == "cuda" else torch.float32)
         model.register_forward_hook(lambda *_: None)  # hooked, none takes the flat step of decode.py that MLA alone has
         self.prompt = torch.randint(model.cfg.vocab_size, (1, context), device=text.device)
         self.cache = model.new_cache(1, context + ROOM)
         with torch.inference_mode():
             model(self.prompt, self.cache, last_only=True)
-
-    def contender(self, new_tokens):
-        return harness.Contender("minids", self.name, partial(self.extend, new_tokens), self.rewind)
 
     def rewind(self):
         for layer in self.cache:
@@ -161,12 +178,15 @@ class Decoder:
             tokens = self.model(tokens, self.cache, last_only=True).argmax(-1)
 
 
-def peak_memory(models, text, sizes, cases):
+def peak_memory(models, text, sizes, outcome):
     """Bytes at the peak of a training step: weights, gradients, optimizers' state and activations."""
-    for case in cases:
-        learner = Learner(models[case["case"]], text, 0)
-        learner.step()  # the optimizers' state is there from now on
-        case["peak_bytes"] = peak_bytes(learner)
+    for case in outcome["cases"]:
+        try:
+            learner = Learner(models[case["case"]], text, 0)
+            learner.step()  # the optimizers' state is there from now on
+            case["peak_bytes"] = peak_bytes(learner)
+        except torch.OutOfMemoryError:
+            outcome["skipped"][f"{case['case']}, peak memory"] = "it ran out of the GPU's memory"
 
 
 def peak_bytes(learner):
@@ -208,11 +228,14 @@ def train_all(models, text, sizes, outcome, save, seconds, patience):
 
     A machine that has become slower may take `patience` times as long; what is not begun by then is skipped.
     """
-    cases, began = outcome["cases"], time.monotonic()
-    text.bits_per_byte(Learner(models["MLA+MoE+FP8"], text, 0).model)  # the slowest
+    cases, began = [case for case in outcome["cases"] if case["train_tokens_per_s"]], time.monotonic()
+    text.bits_per_byte(Learner(models[cases[-1]["case"]], text, 0).model)  # the slowest
     evaluation = 2 * sizes.seeds * len(cases) * (time.monotonic() - began)
     by_time, by_flops, each = plan(cases, sizes, seconds, evaluation)
     outcome["settings"]["seconds_each"] = each
+    if each < LEAST and patience < math.inf:
+        outcome["skipped"]["all trainings"] = f"the time given (--minutes) leaves {each:.0f} s for each; give more"
+        return
     for case in cases:
         for kind, steps in (("equal_time", by_time), ("equal_flops", by_flops)):
             case[kind] = {"steps": steps[case["case"]], "bits_per_byte": [], "seconds": []}
@@ -220,9 +243,12 @@ def train_all(models, text, sizes, outcome, save, seconds, patience):
         if time.monotonic() - began > patience * seconds:
             outcome["skipped"][f"{case['case']}, seed {seed}"] = "the time given (--minutes) was over"
             continue
-        train_one(Learner(models[case["case"]], text, seed), case)
+        try:
+            train_one(Learner(models[case["case"]], text, seed), case)
+        except torch.OutOfMemoryError:
+            outcome["skipped"][f"{case['case']}, seed {seed}"] = "it ran out of the GPU's memory"
         save(outcome)
-    outcome["complete"] = not outcome["skipped"]
+    outcome["complete"] = all("--minutes" not in reason for reason in outcome["skipped"].values())
 
 
 def train_one(learner, case):

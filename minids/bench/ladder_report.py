@@ -102,9 +102,13 @@ def comparisons(below, case, settings):
     for context in settings["contexts"]:
         speeds[f"decoding at {context}"] = tuple(one["decode_tokens_per_s"][str(context)] for one in (below, case))
     for name, (before, after) in speeds.items():
+        if not (before and after):  # one of the two did not fit into the memory
+            continue
         span = after["min"] - before["max"], after["max"] - before["min"]
         found[name] = (*span, f"{after['median'] / before['median']:.2f}×")
     for key, name in (("peak_bytes", "peak memory"), ("cache_bytes_per_token", "cache")):
+        if not (case.get(key) and below.get(key)):
+            continue
         ratio = case[key] / below[key]
         gap = ratio - 1 if abs(ratio - 1) > LITTLE else 0
         found[name] = (gap, gap, f"{ratio:.2f}×")
