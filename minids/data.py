@@ -121,8 +121,8 @@ def heldout_nats(model, tokenizer, corpus, seq_len, batch_size):
 def heldout_acceptance(model, tokenizer, corpus, seq_len, windows=32):
     """For each MTP module k of `model`, the share of positions where its likeliest token t+k+1 is the main head's too.
 
-    That is what greedy decoding along the held-out text, drafted by the module, would accept (V3 reports 85 to 90% for
-    k = 1 on its own text). Measured on `windows` of `seq_len` tokens, at equal distances.
+    For k = 1 that is what `speculate` would accept along the held-out text (V3 reports 85 to 90% along what it writes).
+    Measured on `windows` of `seq_len` tokens, at equal distances.
     """
     if not model.mtp:
         return []

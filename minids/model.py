@@ -12,7 +12,7 @@ training, and the same head makes of its h^k_t the logits of token t+k+1:
     h^k = norm_k(Block_k(eh_proj_k [enorm_k(Emb(t+k)); hnorm_k(h^(k-1)_t)]))
 
 Each module is causal, so h^k_t has seen tokens 1 to t+k. Eq. 21 has [norm(h); norm(Emb)], the other way round; this is
-the order of the published weights. `model(tokens)` never runs the modules: they are for `loss`, or to draft a token.
+the order of the published weights. `model(tokens)` never runs the modules: they are for `loss`, and for `speculate`.
 """
 
 import torch
@@ -103,17 +103,18 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def mtp_hidden(self, tokens, h):
-        """Yield h^k [B,T-k,D] of each MTP module, k = 1, 2, ..., for `tokens` [B,T] and h = hidden(tokens).
+        """h^k [B,T-k,D] of each MTP module, k = 1, 2, ..., for `tokens` [B,T] and h = hidden(tokens), as a list.
 
         lm_head makes of position t the logits of token t+k+1. Raises ValueError where T is not above k.
         """
-        T = tokens.shape[1]
+        T, outputs = tokens.shape[1], []
         for k, module in enumerate(self.mtp, 1):
             if k >= T:
                 raise ValueError(f"sequences of {T} are too short for {len(self.mtp)} MTP modules: give longer ones")
             cos, sin = rope_tables(self.cfg, torch.arange(T - k, device=tokens.device))
             h = module(self.embed_tokens(tokens[:, k:]), h[:, :-1], cos, sin)
-            yield h
+            outputs.append(h)
+        return outputs
 
     def loss(self, tokens, targets, mtp_weight=MTP_WEIGHT):
         """The loss to differentiate (with the balance loss and MTP's) and the cross-entropy in nats, detached.

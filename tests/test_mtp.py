@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minids import accounting, data, fp8, generate, optim, train
+from minids import accounting, data, fp8, generate, optim, speculate, train
 from minids.config import ModelConfig
 from minids.fp8 import Fp8Linear
 from minids.hub import CheckpointFormatError
@@ -98,7 +98,7 @@ def test_module_k_sees_the_tokens_up_to_k_later_and_no_further(k):
     for place in range(tokens.shape[1]):
         other = tokens.clone()
         other[:, place] = (tokens[:, place] + 7) % 61
-        before, after = (list(model.mtp_hidden(t, model.hidden(t)))[k - 1] for t in (tokens, other))
+        before, after = (model.mtp_hidden(t, model.hidden(t))[k - 1] for t in (tokens, other))
         assert before.shape[1] == tokens.shape[1] - k
         errors = [relative_error(after[:, t], before[:, t]) for t in range(before.shape[1])]
         assert [error < 1e-12 for error in errors] == [t + k < place for t in range(before.shape[1])]
@@ -200,6 +200,49 @@ def test_a_module_learns_the_token_after_the_next():
         for optimizer in optimizers:
             optimizer.step(), optimizer.zero_grad()
     assert of_mtp() < 0.5 * before
+    model.eval()
+    ids, passes = speculate(model, row[:1, :4], 20)
+    assert torch.equal(ids, generate(model, row[:1, :4], 20)) and 10 <= passes < 16, "some drafts hold"
+
+
+# Drafting -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"attention": "gqa", "num_key_value_heads": 2}, {"q_lora_rank": 24}])
+@pytest.mark.parametrize("draft", ["its own", "right", "wrong"])
+def test_drafted_tokens_are_those_of_generate(draft, changes, monkeypatch):
+    model, prompt, n = model_with(1, **changes).double(), torch.randint(61, (1, 7)), 25
+    want = generate(model, prompt, n)
+    if draft != "its own":
+        known, counts = generate(model, prompt, n + 1)[0], []
+        one_hot = torch.linalg.pinv(model.lm_head.weight)  # [D,V]: the head makes of column v the logits of token v
+
+        def module(embedded, h, cos, sin, cache):
+            counts.append(h.shape[1])
+            token = known[min(sum(counts) + 1, n + 7)] + (draft == "wrong")  # so many tokens are known now, and one
+            return one_hot[:, token % 61].expand(1, h.shape[1], -1)
+
+        monkeypatch.setattr(model.mtp[0], "forward", module)
+    for length in (0, 1, 2, n):
+        ids, passes = speculate(model, prompt, length)
+        assert torch.equal(ids, want[:, : 7 + length])
+        fewest = 1 + length // 2 if length else 0  # there is no draft in the first one
+        if draft == "its own":
+            assert fewest <= passes <= length
+        else:
+            assert passes == (fewest if draft == "right" else length)
+            counts.clear()
+
+
+def test_what_cannot_be_drafted_is_refused():
+    for model, rows in ((model_with(0), 1), (model_with(1), 2)):
+        with pytest.raises(ValueError, match=f"{rows} rows, {len(model.mtp)} MTP modules; speculate takes one row"):
+            speculate(model, torch.zeros(rows, 3, dtype=torch.int64), 4)
+    with pytest.raises(ValueError, match="max_position_embeddings is 128"):
+        speculate(model_with(1), torch.zeros(1, 3, dtype=torch.int64), 126)
+    model = model_with(1).train()
+    assert speculate(model, torch.zeros(1, 3, dtype=torch.int64), 126 - 1)[0].shape == (1, 128) and model.training
 
 
 @torch.no_grad()
@@ -366,7 +409,7 @@ def test_fp8_keeps_eh_proj_as_it_is_and_quantises_the_block(tmp_path):
     assert kept.mtp[0].eh_proj.weight.dtype == torch.bfloat16
     tokens = text()[0]
     with torch.no_grad():
-        mine, theirs = (next(m.mtp_hidden(tokens, m.hidden(tokens))) for m in (kept, plain))
+        mine, theirs = (m.mtp_hidden(tokens, m.hidden(tokens))[0] for m in (kept, plain))
     assert ((mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median() < 0.3
     kept.save_pretrained(tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
