@@ -9,6 +9,8 @@
     @RMS_NORM.wrong("You subtract the mean first: that is LayerNorm. RMSNorm divides by the root mean square alone.")
     def mean_centred(x, weight, eps): ...
 
+    RMS_NORM.slip("no_eps", "eps is missing: a row of zeros gives NaN.", (" + eps", ""))
+
 `inputs` draws the arguments of one case in float64; the checks cast them to each of `dtypes` and give the same numbers
 to the learner's function in that dtype and to the reference in float64. FP8 tensors are codes, and stay as they were
 drawn. Nothing is written twice: the reference is the function of minids that the exercise is about.
@@ -19,6 +21,8 @@ import inspect
 from dataclasses import dataclass, field
 
 import torch
+
+from minids.lab.slip import slip
 
 REGISTRY = {}  # "01.1" -> Exercise, in the order of the lessons
 
@@ -96,6 +100,10 @@ class Exercise:
             return fn
 
         return keep
+
+    def slip(self, name, why, *changes):
+        """Add the known wrong answer that is the solution with `changes` in its lines, pairs (old, new) of slip.py."""
+        self.wrong(why)(slip(self.reference if self.kernel is None else self.kernel, name, *changes))
 
 
 class Random:

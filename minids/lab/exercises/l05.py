@@ -51,64 +51,53 @@ def _(r, n, block):
     return r.normal(n), float(r.uniform(2, 3)), block
 
 
-@SCALE.wrong(
-    "Every program works on the same first block: add tl.program_id(0) * BLOCK to the offsets, so that each has its own."
+SCALE.slip(
+    "no_program",
+    "Every program works on the same first block: add tl.program_id(0) * BLOCK to the offsets, so that each has its own.",
+    ("tl.program_id(0) * BLOCK + ", ""),
 )
-@triton.jit
-def no_program(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
-    tl.store(out + at, tl.load(x + at) * factor)
 
-
-@SCALE.wrong("The programs overlap: program 1 begins at offset 1 instead of BLOCK. Multiply tl.program_id(0) by BLOCK.")
-@triton.jit
-def one_apart(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) + tl.arange(0, BLOCK)
-    tl.store(out + at, tl.load(x + at) * factor)
-
-
-@SCALE.wrong("tl.arange(0, BLOCK) begins at 0, and so do the offsets: with the + 1 the last program leaves the tensor.")
-@triton.jit
-def counts_from_one(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK) + 1
-    tl.store(out + at, tl.load(x + at) * factor)
-
-
-@SCALE.wrong("The result goes back into x: tl.store must get the pointer out + at. `out` is never written.")
-@triton.jit
-def in_place(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(x + at, tl.load(x + at) * factor)
-
-
-@SCALE.wrong("The OFFSETS are multiplied by factor: multiply what tl.load gives, the numbers of x.")
-@triton.jit
-def scaled_offsets(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + at, at * factor)
-
-
-@SCALE.wrong("The factor is added: the result is x times factor.")
-@triton.jit
-def added_factor(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + at, tl.load(x + at) + factor)
-
-
-@SCALE.wrong("The numbers are copied, not scaled: multiply what tl.load gives by factor.")
-@triton.jit
-def copied(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + at, tl.load(x + at))
-
-
-@SCALE.wrong(
-    "Each program handles a single number: its offsets are one number, not a block. Add tl.arange(0, BLOCK) to them."
+SCALE.slip(
+    "one_apart",
+    "The programs overlap: program 1 begins at offset 1 instead of BLOCK. Multiply tl.program_id(0) by BLOCK.",
+    ("tl.program_id(0) * BLOCK", "tl.program_id(0)"),
 )
-@triton.jit
-def one_number(x, out, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK
-    tl.store(out + at, tl.load(x + at) * factor)
+
+SCALE.slip(
+    "counts_from_one",
+    "tl.arange(0, BLOCK) begins at 0, and so do the offsets: with the + 1 the last program leaves the tensor.",
+    ("tl.arange(0, BLOCK)", "tl.arange(0, BLOCK) + 1"),
+)
+
+SCALE.slip(
+    "in_place",
+    "The result goes back into x: tl.store must get the pointer out + at. `out` is never written.",
+    ("out + at", "x + at"),
+)
+
+SCALE.slip(
+    "scaled_offsets",
+    "The OFFSETS are multiplied by factor: multiply what tl.load gives, the numbers of x.",
+    ("tl.load(x + at)", "at"),
+)
+
+SCALE.slip(
+    "added_factor",
+    "The factor is added: the result is x times factor.",
+    ("* factor", "+ factor"),
+)
+
+SCALE.slip(
+    "copied",
+    "The numbers are copied, not scaled: multiply what tl.load gives by factor.",
+    (" * factor", ""),
+)
+
+SCALE.slip(
+    "one_number",
+    "Each program handles a single number: its offsets are one number, not a block. Add tl.arange(0, BLOCK) to them.",
+    (" + tl.arange(0, BLOCK)", ""),
+)
 
 
 # 2. A mask -----------------------------------------------------------------------------------------------------------
@@ -154,97 +143,76 @@ def _(r, n, block):
     return r.normal(n), r.normal(n), block
 
 
-@ADD.wrong("There is no mask: the last program reads and writes behind the end. inside = at < n, for loads and store.")
-@triton.jit
-def no_mask(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + at, tl.load(x + at) + tl.load(y + at))
+ADD.slip(
+    "no_mask",
+    "There is no mask: the last program reads and writes behind the end. inside = at < n, for loads and store.",
+    (", mask=inside", ""),
+)
 
+ADD.slip(
+    "store_without_mask",
+    "The loads have their mask, the store has none: it writes behind the end of `out`, into memory of others.",
+    ("), mask=inside", ")"),
+)
 
-@ADD.wrong("The loads have their mask, the store has none: it writes behind the end of `out`, into memory of others.")
-@triton.jit
-def store_without_mask(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside))
-
-
-@ADD.wrong(
+ADD.slip(
+    "loads_without_mask",
     "The store has its mask, the loads have none: they read behind the end. The values come out right, and on a GPU the "
-    "program may crash all the same."
+    "program may crash all the same.",
+    ("at, mask=inside", "at"),
 )
-@triton.jit
-def loads_without_mask(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + at, tl.load(x + at) + tl.load(y + at), mask=at < n)
 
-
-@ADD.wrong("One of the two loads has no mask: x and y end at the same place, so both need it.")
-@triton.jit
-def one_load_without_mask(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at), mask=inside)
-
-
-@ADD.wrong("The mask is off by one: the last offset is n - 1, so at < n, without the =.")
-@triton.jit
-def mask_too_long(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at <= n
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
-
-
-@ADD.wrong("The mask is off by one at the end: the last number, at offset n - 1, is left out.")
-@triton.jit
-def mask_too_short(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n - 1
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
-
-
-@ADD.wrong("The mask compares the offset INSIDE the block, tl.arange, with n; compare the whole offset, `at`.")
-@triton.jit
-def mask_of_the_lane(x, y, out, n, BLOCK: tl.constexpr):
-    lane = tl.arange(0, BLOCK)
-    at, inside = tl.program_id(0) * BLOCK + lane, lane < n
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
-
-
-@ADD.wrong("The mask compares with BLOCK: only the first program writes. Compare the offsets with n.")
-@triton.jit
-def mask_of_the_block(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < BLOCK
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside & (at < n))
-
-
-@ADD.wrong("A program whose block is not full is masked off altogether: mask single lanes, at < n, not programs.")
-@triton.jit
-def whole_blocks_alone(x, y, out, n, BLOCK: tl.constexpr):
-    start = tl.program_id(0) * BLOCK
-    at = start + tl.arange(0, BLOCK)
-    inside = (at < n) & (start + BLOCK <= n)
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
-
-
-@ADD.wrong("x is loaded twice, and y never: the second pointer is y + at.")
-@triton.jit
-def twice_x(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    tl.store(out + at, tl.load(x + at, mask=inside) + tl.load(x + at, mask=inside), mask=inside)
-
-
-@ADD.wrong(
-    "The sum is right, but it is stored, loaded and stored again: add in a variable, and store once, at the end."
+ADD.slip(
+    "one_load_without_mask",
+    "One of the two loads has no mask: x and y end at the same place, so both need it.",
+    ("y + at, mask=inside", "y + at"),
 )
-@triton.jit
-def through_memory(x, y, out, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    tl.store(out + at, tl.load(x + at, mask=inside), mask=inside)
-    tl.store(out + at, tl.load(out + at, mask=inside) + tl.load(y + at, mask=inside), mask=inside)
+
+ADD.slip(
+    "mask_too_long",
+    "The mask is off by one: the last offset is n - 1, so at < n, without the =.",
+    ("at < n", "at <= n"),
+)
+
+ADD.slip(
+    "mask_too_short",
+    "The mask is off by one at the end: the last number, at offset n - 1, is left out.",
+    ("at < n", "at < n - 1"),
+)
+
+ADD.slip(
+    "mask_of_the_lane",
+    "The mask compares the offset INSIDE the block, tl.arange, with n; compare the whole offset, `at`.",
+    ("at < n", "tl.arange(0, BLOCK) < n"),
+)
+
+ADD.slip(
+    "mask_of_the_block",
+    "The mask compares with BLOCK: only the first program writes. Compare the offsets with n.",
+    ("at < n", "at < BLOCK"),
+    ("), mask=inside", "), mask=inside & (at < n)"),
+)
+
+ADD.slip(
+    "whole_blocks_alone",
+    "A program whose block is not full is masked off altogether: mask single lanes, at < n, not programs.",
+    ("at < n", "(at < n) & ((tl.program_id(0) + 1) * BLOCK <= n)"),
+)
+
+ADD.slip(
+    "twice_x",
+    "x is loaded twice, and y never: the second pointer is y + at.",
+    ("y + at", "x + at"),
+)
+
+ADD.slip(
+    "through_memory",
+    "The sum is right, but it is stored, loaded and stored again: add in a variable, and store once, at the end.",
+    (
+        "tl.store(out + at, tl.load(x + at",
+        ("tl.store(out + at, tl.load(x + at, mask=inside), mask=inside)\ntl.store(out + at, tl.load(out + at"),
+    ),
+)
 
 
 # 3. A row, read once -------------------------------------------------------------------------------------------------
@@ -303,153 +271,80 @@ def _(r, M, N, programs):
     return 300 * r.normal(M, N), r.normal(N), 1e-5, programs  # squares of 300 are beyond float16
 
 
-@RMS_NORM.wrong(
+RMS_NORM.slip(
+    "no_other",
     "The masked lanes of x are used without `other`: what they hold is undefined (NaN in this check), and the sum takes "
-    "them in. Give tl.load other=0.0, which adds nothing."
+    "them in. Give tl.load other=0.0, which adds nothing.",
+    (", other=0.0", ""),
 )
-@triton.jit
-def no_other(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        tl.store(y + row * N + column, value * r * w, mask=inside)
 
-
-@RMS_NORM.wrong(
+RMS_NORM.slip(
+    "no_mask_in_a_row",
     "There is no mask: BLOCK is the next power of two, so the last lanes of a row are those of the next row, and behind "
-    "the last row there is nothing. Mask with column < N."
+    "the last row there is nothing. Mask with column < N.",
+    (", other=0.0", ""),
+    (", mask=inside", ""),
 )
-@triton.jit
-def no_mask_in_a_row(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    w = tl.load(weight + column)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        tl.store(y + row * N + column, value * r * w)
 
+RMS_NORM.slip(
+    "mean_over_block",
+    "The mean is over BLOCK lanes: the padding is no number of the row. Divide the sum by N.",
+    ("/ N", "/ BLOCK"),
+)
 
-@RMS_NORM.wrong("The mean is over BLOCK lanes: the padding is no number of the row. Divide the sum by N.")
-@triton.jit
-def mean_over_block(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / BLOCK + eps)
-        tl.store(y + row * N + column, value * r * w, mask=inside)
+RMS_NORM.slip(
+    "sum_of_squares",
+    "You divide by the root of the SUM of squares: RMSNorm takes their MEAN, so divide the sum by N.",
+    (" / N", ""),
+)
 
-
-@RMS_NORM.wrong("You divide by the root of the SUM of squares: RMSNorm takes their MEAN, so divide the sum by N.")
-@triton.jit
-def sum_of_squares(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) + eps)
-        tl.store(y + row * N + column, value * r * w, mask=inside)
-
-
-@RMS_NORM.wrong(
+RMS_NORM.slip(
+    "squares_in_float16",
     "The squares are taken in float16, whose largest number is 65504 = 256 squared, nearly: 300 squared is infinite. "
-    "Write .to(tl.float32) right behind the load."
+    "Write .to(tl.float32) right behind the load.",
+    (".to(tl.float32)", ""),
+    ("tl.sum(value * value, 0) / N + eps", "(tl.sum(value * value, 0) / N + eps).to(tl.float32)"),
 )
-@triton.jit
-def squares_in_float16(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0)
-        r = 1.0 / tl.sqrt((tl.sum(value * value, 0) / N + eps).to(tl.float32))
-        tl.store(y + row * N + column, value * r * w, mask=inside)
 
-
-@RMS_NORM.wrong(
+RMS_NORM.slip(
+    "no_stride",
     "The rows of x lie `stride` numbers apart, which is more than N where x is a slice of something wider: load from "
-    "x + row * stride. (y is new and has no gaps: row * N is right there.)"
+    "x + row * stride. (y is new and has no gaps: row * N is right there.)",
+    ("row * stride", "row * N"),
 )
-@triton.jit
-def no_stride(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * N + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        tl.store(y + row * N + column, value * r * w, mask=inside)
 
+RMS_NORM.slip(
+    "stride_in_y",
+    "`stride` is the distance of rows in x. y is new memory without gaps: its rows are N apart.",
+    ("row * N", "row * stride"),
+)
 
-@RMS_NORM.wrong("`stride` is the distance of rows in x. y is new memory without gaps: its rows are N apart.")
-@triton.jit
-def stride_in_y(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        tl.store(y + row * stride + column, value * r * w, mask=inside)
-
-
-@RMS_NORM.wrong(
+RMS_NORM.slip(
+    "one_row_a_program",
     "Each program does one row only, and there are more rows than programs: program p takes rows p, p + programs, … in a "
-    "loop: for row in range(tl.program_id(0), M, tl.num_programs(0))."
+    "loop: for row in range(tl.program_id(0), M, tl.num_programs(0)).",
+    ("M, tl.num_programs(0)", "tl.program_id(0) + 1"),
 )
-@triton.jit
-def one_row_a_program(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column, row = tl.arange(0, BLOCK), tl.program_id(0)
-    inside = column < N
-    value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-    tl.store(y + row * N + column, value * r * tl.load(weight + column, mask=inside, other=0.0), mask=inside)
 
+RMS_NORM.slip(
+    "no_weight",
+    "The weight is missing: multiply by it before the store.",
+    ("r * w", "r"),
+)
 
-@RMS_NORM.wrong("The weight is missing: multiply by it before the store.")
-@triton.jit
-def no_weight(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        tl.store(y + row * N + column, value * r, mask=inside)
-
-
-@RMS_NORM.wrong(
+RMS_NORM.slip(
+    "reads_x_twice",
     "The values are right, but x is read twice, once for the sum and once for the result: keep the row in a variable. "
-    "Sparing that second trip to memory is what this kernel is for."
+    "Sparing that second trip to memory is what this kernel is for.",
+    ("value * r * w", "tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32) * r * w"),
 )
-@triton.jit
-def reads_x_twice(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        again = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y + row * N + column, again * r * w, mask=inside)
 
-
-@RMS_NORM.wrong(
-    "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop."
+RMS_NORM.slip(
+    "weight_in_the_loop",
+    "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop.",
+    ("w = tl.load(weight + column, mask=inside, other=0.0)", ""),
+    ("r * w", "r * tl.load(weight + column, mask=inside, other=0.0)"),
 )
-@triton.jit
-def weight_in_the_loop(x, weight, y, M, N, stride, eps, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        value = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
-        w = tl.load(weight + column, mask=inside, other=0.0)
-        tl.store(y + row * N + column, value * r * w, mask=inside)
 
 
 # 4. A row longer than a block ----------------------------------------------------------------------------------------
@@ -513,183 +408,73 @@ def _(r, M, N, block, at):
     return 3 * r.normal(M, N) + at, block
 
 
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "not_rescaled",
     "The sum is not rescaled: the terms that were added under the old maximum must be multiplied by "
-    "exp(old maximum - new maximum) before those of this block are added."
+    "exp(old maximum - new maximum) before those of this block are added.",
+    ("total * tl.exp(largest - new)", "total"),
 )
-@triton.jit
-def not_rescaled(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-        largest = tl.maximum(largest, tl.max(value, 0))
-        total = total + tl.sum(tl.exp(value - largest), 0)
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
-
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "max_not_carried",
     "The maximum is not carried: each block takes its own, and the last one's is used for the whole row. "
-    "new = tl.maximum(largest, tl.max(value, 0)) keeps the larger one."
+    "new = tl.maximum(largest, tl.max(value, 0)) keeps the larger one.",
+    ("tl.maximum(largest, tl.max(value, 0))", "tl.max(value, 0)"),
+    ("total * tl.exp(largest - new)", "total"),
 )
-@triton.jit
-def max_not_carried(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-        largest = tl.max(value, 0)
-        total = total + tl.sum(tl.exp(value - largest), 0)
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
-
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "sum_not_carried",
     "The sum is not carried: each block begins anew, and the row is divided by the sum of its last block. "
-    "Add to the (rescaled) total."
+    "Add to the (rescaled) total.",
+    ("total * tl.exp(largest - new) + ", ""),
 )
-@triton.jit
-def sum_not_carried(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-        largest = tl.maximum(largest, tl.max(value, 0))
-        total = tl.sum(tl.exp(value - largest), 0)
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
-
-@SOFTMAX.wrong(
-    "The factor is upside down: an old sum shrinks when the maximum grows, so exp(old - new), which is at most 1."
+SOFTMAX.slip(
+    "rescaled_upside_down",
+    "The factor is upside down: an old sum shrinks when the maximum grows, so exp(old - new), which is at most 1.",
+    (
+        'largest = -float("inf")',
+        'largest = tl.max(tl.load(x + row + column, mask=column < N, other=-float("inf")).to(tl.float32), 0)',
+    ),
+    ("largest - new", "new - largest"),
 )
-@triton.jit
-def rescaled_upside_down(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = tl.max(tl.load(x + row + column, mask=column < N, other=-float("inf")).to(tl.float32), 0)
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-        new = tl.maximum(largest, tl.max(value, 0))
-        total = total * tl.exp(new - largest) + tl.sum(tl.exp(value - new), 0)
-        largest = new
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
-
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "padded_with_zero",
     "The padding is 0, which is a score like any other: e^0 = 1 is added for each lane without a number, and 0 may be the "
-    'largest. Use other=-float("inf").'
+    'largest. Use other=-float("inf").',
+    ('other=-float("inf")', "other=0.0"),
 )
-@triton.jit
-def padded_with_zero(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=0.0).to(tl.float32)
-        new = tl.maximum(largest, tl.max(value, 0))
-        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
-        largest = new
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
-
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "undefined_padding",
     "The first load has no `other`: lanes without a number are undefined (NaN in this check), and the sum takes them in. "
-    'Use other=-float("inf"), whose exponential is 0.'
+    'Use other=-float("inf"), whose exponential is 0.',
+    (', other=-float("inf")', ""),
 )
-@triton.jit
-def undefined_padding(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        new = tl.maximum(largest, tl.max(value, 0))
-        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
-        largest = new
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
+SOFTMAX.slip(
+    "no_maximum",
+    "No maximum is subtracted: e^200 is beyond float32, and e^-200 is 0. Subtract the row's maximum.",
+    (" * tl.exp(largest - new)", ""),
+    ("value - new", "value"),
+    ("value - largest", "value"),
+)
 
-@SOFTMAX.wrong("No maximum is subtracted: e^200 is beyond float32, and e^-200 is 0. Subtract the row's maximum.")
-@triton.jit
-def no_maximum(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-        total = total + tl.sum(tl.exp(value), 0)
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value) / total, mask=at < N)
-
-
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "begins_at_zero",
     "The maximum begins at 0: where all scores are far below, every exponential is 0, and 0/0 is NaN. Begin with "
-    '-float("inf").'
+    '-float("inf").',
+    ('largest = -float("inf")', "largest = 0.0"),
 )
-@triton.jit
-def begins_at_zero(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = 0.0
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-        new = tl.maximum(largest, tl.max(value, 0))
-        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
-        largest = new
-    for start in range(0, N, BLOCK):
-        at = start + column
-        value = tl.load(x + row + at, mask=at < N).to(tl.float32)
-        tl.store(y + row + at, tl.exp(value - largest) / total, mask=at < N)
 
-
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "first_block_alone",
     "Only the first block of each row is done: a row is longer than BLOCK, so walk over it, "
-    "for start in range(0, N, BLOCK)."
+    "for start in range(0, N, BLOCK).",
+    ("range(0, N, BLOCK)", "range(0, 1)"),
 )
-@triton.jit
-def first_block_alone(x, y, N, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
-    row = tl.program_id(0) * N
-    value = tl.load(x + row + at, mask=at < N, other=-float("inf")).to(tl.float32)
-    power = tl.exp(value - tl.max(value, 0))
-    tl.store(y + row + at, power / tl.sum(power, 0), mask=at < N)
 
 
 @SOFTMAX.wrong(
@@ -706,24 +491,13 @@ def each_block_alone(x, y, N, BLOCK: tl.constexpr):
         tl.store(y + row + at, power / tl.sum(power, 0), mask=at < N)
 
 
-@SOFTMAX.wrong(
+SOFTMAX.slip(
+    "blocks_divide",
     "The block size is assumed to divide the row: the last block runs into the next row, or out of the tensor. "
-    "Mask with at < N."
+    "Mask with at < N.",
+    (', other=-float("inf")', ""),
+    (", mask=at < N", ""),
 )
-@triton.jit
-def blocks_divide(x, y, N, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * N
-    column = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0
-    for start in range(0, N, BLOCK):
-        value = tl.load(x + row + start + column).to(tl.float32)
-        new = tl.maximum(largest, tl.max(value, 0))
-        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)
-        largest = new
-    for start in range(0, N, BLOCK):
-        value = tl.load(x + row + start + column).to(tl.float32)
-        tl.store(y + row + start + column, tl.exp(value - largest) / total)
 
 
 @SOFTMAX.wrong(
@@ -826,177 +600,87 @@ def _(r, M, N, programs):
     return x, r.normal(N), torch.rsqrt(x.square().mean(-1) + 1e-5), r.normal(M, N), programs
 
 
-@BACKWARD.wrong(
-    "The norm is treated as a constant: r depends on all of the row, and that gives the second term, - n · mean(n · g)."
+BACKWARD.slip(
+    "norm_held_fixed",
+    "The norm is treated as a constant: r depends on all of the row, and that gives the second term, - n · mean(n · g).",
+    (" - n * (tl.sum(n * g, 0) / N)", ""),
 )
-@triton.jit
-def norm_held_fixed(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, tl.load(r + row) * g, mask=inside)
 
+BACKWARD.slip(
+    "backward_mean_over_block",
+    "The mean of n · g is over BLOCK lanes: the padding is no number of the row. Divide the sum by N.",
+    ("/ N", "/ BLOCK"),
+)
 
-@BACKWARD.wrong("The mean of n · g is over BLOCK lanes: the padding is no number of the row. Divide the sum by N.")
-@triton.jit
-def backward_mean_over_block(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / BLOCK)), mask=inside)
+BACKWARD.slip(
+    "backward_sum",
+    "n · g is summed, and the formula has its mean: divide by N.",
+    (" / N", ""),
+)
 
+BACKWARD.slip(
+    "backward_without_weight",
+    "The weight is missing: g is dy TIMES the weight, for y was x · r times the weight.",
+    (" * w", ""),
+)
 
-@BACKWARD.wrong("n · g is summed, and the formula has its mean: divide by N.")
-@triton.jit
-def backward_sum(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, factor * (g - n * tl.sum(n * g, 0)), mask=inside)
+BACKWARD.slip(
+    "weight_at_the_end",
+    "The weight comes too late: it belongs into g, and so into the mean too, not to the result.",
+    (" * w", ""),
+    ("factor * (", "factor * w * ("),
+)
 
+BACKWARD.slip(
+    "not_normalised",
+    "n must be the NORMALISED row, x times r: you use x itself in the second term.",
+    ("other=0.0) * factor", "other=0.0)"),
+)
 
-@BACKWARD.wrong("The weight is missing: g is dy TIMES the weight, for y was x · r times the weight.")
-@triton.jit
-def backward_without_weight(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0)
-        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
+BACKWARD.slip(
+    "no_factor",
+    "The r in front of the bracket is missing: y is x times r, so each gradient has that factor.",
+    ("factor * (g", "(g"),
+)
 
+BACKWARD.slip(
+    "plus",
+    "The sign is wrong: the second term is SUBTRACTED, for a longer row makes every y smaller.",
+    ("g - n", "g + n"),
+)
 
-@BACKWARD.wrong("The weight comes too late: it belongs into g, and so into the mean too, not to the result.")
-@triton.jit
-def weight_at_the_end(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0)
-        tl.store(dx + at, factor * w * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
-
-
-@BACKWARD.wrong("n must be the NORMALISED row, x times r: you use x itself in the second term.")
-@triton.jit
-def not_normalised(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        n = tl.load(x + at, mask=inside, other=0.0)
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, tl.load(r + row) * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
-
-
-@BACKWARD.wrong("The r in front of the bracket is missing: y is x times r, so each gradient has that factor.")
-@triton.jit
-def no_factor(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        n = tl.load(x + at, mask=inside, other=0.0) * tl.load(r + row)
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, g - n * (tl.sum(n * g, 0) / N), mask=inside)
-
-
-@BACKWARD.wrong("The sign is wrong: the second term is SUBTRACTED, for a longer row makes every y smaller.")
-@triton.jit
-def plus(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, factor * (g + n * (tl.sum(n * g, 0) / N)), mask=inside)
-
-
-@BACKWARD.wrong(
+BACKWARD.slip(
+    "backward_no_other",
     "The masked loads have no `other`, and the sum of n · g takes their lanes in, which are undefined (NaN in this "
-    "check): other=0.0."
+    "check): other=0.0.",
+    (", other=0.0", ""),
 )
-@triton.jit
-def backward_no_other(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside) * factor
-        g = tl.load(dy + at, mask=inside) * w
-        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)
 
-
-@BACKWARD.wrong(
-    "There is no mask: BLOCK is the next power of two after N, so a row's last lanes belong to the next row, or to nobody."
+BACKWARD.slip(
+    "backward_no_mask",
+    "There is no mask: BLOCK is the next power of two after N, so a row's last lanes belong to the next row, or to nobody.",
+    (", other=0.0", ""),
+    (", mask=inside", ""),
 )
-@triton.jit
-def backward_no_mask(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    w = tl.load(weight + column)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at) * factor
-        g = tl.load(dy + at) * w
-        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)))
 
-
-@BACKWARD.wrong(
+BACKWARD.slip(
+    "backward_reads_twice",
     "The values are right, but x and dy are loaded once for the sum and once more for the result: keep n and g in "
-    "variables."
+    "variables.",
+    (
+        "tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N))",
+        (
+            "mean = tl.sum(n * g, 0) / N\n"
+            "n = tl.load(x + at, mask=inside, other=0.0) * factor\n"
+            "g = tl.load(dy + at, mask=inside, other=0.0) * w\n"
+            "tl.store(dx + at, factor * (g - n * mean)"
+        ),
+    ),
 )
-@triton.jit
-def backward_reads_twice(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        mean = tl.sum(n * g, 0) / N
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0) * w
-        tl.store(dx + at, factor * (g - n * mean), mask=inside)
 
-
-@BACKWARD.wrong(
-    "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop."
+BACKWARD.slip(
+    "backward_weight_in_the_loop",
+    "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop.",
+    ("w = tl.load(weight + column, mask=inside, other=0.0)", ""),
+    (" * w", " * tl.load(weight + column, mask=inside, other=0.0)"),
 )
-@triton.jit
-def backward_weight_in_the_loop(x, weight, r, dy, dx, M, N, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < N
-    for row in range(tl.program_id(0), M, tl.num_programs(0)):
-        at = row * N + column
-        factor = tl.load(r + row)
-        n = tl.load(x + at, mask=inside, other=0.0) * factor
-        g = tl.load(dy + at, mask=inside, other=0.0) * tl.load(weight + column, mask=inside, other=0.0)
-        tl.store(dx + at, factor * (g - n * (tl.sum(n * g, 0) / N)), mask=inside)

@@ -596,285 +596,141 @@ def _(r, B, H, n, C, R, loud):
     return q, latents, loud * (C + R) ** -0.5, C
 
 
-@triton.jit
-def flawed(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, FLAW: tl.constexpr,
-):  # fmt: skip
-    """The kernel with one mistake: what the known wrong answers below share."""
-    b, h = tl.program_id(1), tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    c, r, j = tl.arange(0, C)[None, :], tl.arange(0, R)[None, :], tl.arange(0, BLOCK_N)
-    row, ours = (b * H + h)[:, None], (h < H)[:, None]
-    q_c = tl.load(q + row * (C + R) + c, mask=ours, other=0.0)
-    q_r = tl.load(q + row * (C + R) + C + r, mask=ours, other=0.0)
-    m = tl.full((BLOCK_H,), float("-inf"), tl.float32)
-    if FLAW == "starts_at_zero":
-        m = tl.zeros((BLOCK_H,), tl.float32)
-    total, acc = tl.zeros((BLOCK_H,), tl.float32), tl.zeros((BLOCK_H, C), tl.float32)
-    for start in range(0, n, BLOCK_N):
-        if FLAW == "queries_again":
-            q_c = tl.load(q + row * (C + R) + c, mask=ours, other=0.0)
-            q_r = tl.load(q + row * (C + R) + C + r, mask=ours, other=0.0)
-        position = j if FLAW == "first_block" else start + j
-        there = start + j < n
-        at = latents + b * stride_b + position[:, None] * stride_n
-        if FLAW == "no_stride":
-            at = latents + b * n * (C + R) + position[:, None] * (C + R)
-        if FLAW == "first_sequence":
-            at = latents + position[:, None] * stride_n
-        if FLAW == "no_mask":
-            c_kv, k_rope = tl.load(at + c), tl.load(at + C + r)
-            there = j >= 0
-        elif FLAW == "loads_without_mask":
-            c_kv, k_rope = tl.load(at + c), tl.load(at + C + r)
-        elif FLAW == "no_other":
-            c_kv, k_rope = tl.load(at + c, mask=there[:, None]), tl.load(at + C + r, mask=there[:, None])
-        else:
-            c_kv = tl.load(at + c, mask=there[:, None], other=0.0)
-            k_rope = tl.load(at + C + r, mask=there[:, None], other=0.0)
-        scores = tl.dot(q_c, tl.trans(c_kv))
-        if FLAW != "no_rope":
-            scores += tl.dot(q_r, tl.trans(k_rope))
-        if FLAW != "no_scale":
-            scores *= scale
-        if FLAW != "scores_without_mask":
-            scores = tl.where(there[None, :], scores, float("-inf"))
-        top = tl.maximum(m, tl.max(scores, 1))
-        if FLAW == "max_of_the_block":
-            top = tl.max(scores, 1)
-        if FLAW == "no_max":
-            top = tl.zeros((BLOCK_H,), tl.float32)
-        p, shrink = tl.exp(scores - top[:, None]), tl.exp(m - top)
-        if FLAW == "no_max" or FLAW == "nothing_shrinks":
-            shrink = tl.full((BLOCK_H,), 1.0, tl.float32)
-        total = total * (1.0 if FLAW == "total_stays" else shrink) + tl.sum(p, 1)
-        values = c_kv
-        if FLAW == "latent_twice":
-            values = tl.load(at + c, mask=there[:, None], other=0.0)
-        if FLAW == "acc_stays":
-            acc += tl.dot(p.to(values.dtype), values)
-        else:
-            acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values)
-        m = top
-    if FLAW != "not_divided":
-        acc /= total[:, None]
-    log_sum = tl.log(total) if FLAW == "lse_without_max" else m + tl.log(total)
-    if FLAW == "base_two":
-        log_sum = m + tl.log2(total)
-    tl.store(out + row * C + c, acc, mask=ours)
-    tl.store(lse + b * H + h, log_sum, mask=h < H)
-
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "latent_twice",
     "The result is right, but each latent is loaded twice, once as key and once as value: it is the same block, so "
-    "use c_kv for both."
+    "use c_kv for both.",
+    ("tl.dot(p.to(c_kv.dtype), c_kv)", "tl.dot(p.to(c_kv.dtype), tl.load(at + c, mask=there[:, None], other=0.0))"),
 )
-@triton.jit
-def latent_twice(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "latent_twice")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "queries_again",
     "The result is right, but the queries are loaded again for each block: they do not change, so load them before "
-    "the loop."
+    "the loop.",
+    (
+        "c_kv = tl.load",
+        (
+            "q_c = tl.load(q + row * (C + R) + c, mask=ours, other=0.0)\n"
+            "q_r = tl.load(q + row * (C + R) + C + r, mask=ours, other=0.0)\n"
+            "c_kv = tl.load"
+        ),
+    ),
 )
-@triton.jit
-def queries_again(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "queries_again")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "no_mask",
     "The last block is not masked: where n is no multiple of BLOCK_N it has lanes without a position. there = start "
-    "+ j < n belongs into both loads AND the scores."
+    "+ j < n belongs into both loads AND the scores.",
+    (", mask=there[:, None], other=0.0", ""),
+    ('tl.where(there[None, :], scores * scale, float("-inf"))', "scores * scale"),
 )
-@triton.jit
-def no_mask(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_mask")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "loads_without_mask",
     "The scores have their mask, the loads have none: they read behind the last row. Give both mask=there[:, None], "
-    "other=0.0."
+    "other=0.0.",
+    (", mask=there[:, None], other=0.0", ""),
 )
-@triton.jit
-def loads_without_mask(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "loads_without_mask")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "scores_without_mask",
     "The loads have their mask, the scores have none: a missing row of zeros has score 0, and e^0 is 1. Put -inf "
-    "there, with tl.where, before the maximum."
+    "there, with tl.where, before the maximum.",
+    ('tl.where(there[None, :], scores * scale, float("-inf"))', "scores * scale"),
 )
-@triton.jit
-def scores_without_mask(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "scores_without_mask")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "no_other",
     "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and "
-    "weight 0 times NaN is NaN. Give other=0.0."
+    "weight 0 times NaN is NaN. Give other=0.0.",
+    ("mask=there[:, None], other=0.0", "mask=there[:, None]"),
 )
-@triton.jit
-def no_other(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_other")
 
+DECODE_BLOCK_KERNEL.slip(
+    "no_rope_kernel",
+    "The rope part of the scores is missing: add tl.dot(q_r, tl.trans(k_rope)).",
+    (" + tl.dot(q_r, tl.trans(k_rope))", ""),
+)
 
-@DECODE_BLOCK_KERNEL.wrong("The rope part of the scores is missing: add tl.dot(q_r, tl.trans(k_rope)).")
-@triton.jit
-def no_rope_kernel(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_rope")
+DECODE_BLOCK_KERNEL.slip(
+    "no_scale_kernel",
+    "The scale is forgotten: multiply the scores by it, before the maximum.",
+    ("scores * scale", "scores"),
+)
 
-
-@DECODE_BLOCK_KERNEL.wrong("The scale is forgotten: multiply the scores by it, before the maximum.")
-@triton.jit
-def no_scale_kernel(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_scale")
-
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "acc_stays",
     "The accumulator is not rescaled where the maximum grows: what it holds is relative to the OLD maximum, so "
-    "multiply it by e^(old - new), as the total."
+    "multiply it by e^(old - new), as the total.",
+    ("acc * shrink[:, None]", "acc"),
 )
-@triton.jit
-def acc_stays(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "acc_stays")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
-    "The sum of weights is not rescaled where the maximum grows: multiply it by e^(old - new), as the accumulator."
+DECODE_BLOCK_KERNEL.slip(
+    "total_stays",
+    "The sum of weights is not rescaled where the maximum grows: multiply it by e^(old - new), as the accumulator.",
+    ("total * shrink", "total"),
 )
-@triton.jit
-def total_stays(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "total_stays")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
-    "Neither the total nor the accumulator is rescaled where the maximum grows: multiply both by e^(old - new) first."
+DECODE_BLOCK_KERNEL.slip(
+    "nothing_shrinks",
+    "Neither the total nor the accumulator is rescaled where the maximum grows: multiply both by e^(old - new) first.",
+    ("acc * shrink[:, None]", "acc"),
+    ("total * shrink", "total"),
 )
-@triton.jit
-def nothing_shrinks(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "nothing_shrinks")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "max_of_the_block",
     "The maximum is that of the last block alone: the new one is tl.maximum(m, the block's), or a large score in an "
-    "earlier block is forgotten and e^(old - new) may overflow."
+    "earlier block is forgotten and e^(old - new) may overflow.",
+    ("tl.maximum(m, tl.max(scores, 1))", "tl.max(scores, 1)"),
 )
-@triton.jit
-def max_of_the_block(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "max_of_the_block")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
-    "No maximum is taken away before exp: e^89 is beyond float32. Keep the largest score so far, and subtract it."
+DECODE_BLOCK_KERNEL.slip(
+    "no_max_kernel",
+    "No maximum is taken away before exp: e^89 is beyond float32. Keep the largest score so far, and subtract it.",
+    ("tl.maximum(m, tl.max(scores, 1))", "tl.zeros((BLOCK_H,), tl.float32)"),
 )
-@triton.jit
-def no_max_kernel(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_max")
 
-
-@DECODE_BLOCK_KERNEL.wrong(
-    "The maximum starts at 0: where all scores are far below 0 nothing is left of them. Start at -inf."
+DECODE_BLOCK_KERNEL.slip(
+    "starts_at_zero",
+    "The maximum starts at 0: where all scores are far below 0 nothing is left of them. Start at -inf.",
+    ('tl.full((BLOCK_H,), float("-inf"), tl.float32)', "tl.zeros((BLOCK_H,), tl.float32)"),
 )
-@triton.jit
-def starts_at_zero(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "starts_at_zero")
 
+DECODE_BLOCK_KERNEL.slip(
+    "first_block",
+    "Every round loads the first block: the positions are start + j.",
+    ("(start + j)[:, None]", "j[:, None]"),
+)
 
-@DECODE_BLOCK_KERNEL.wrong("Every round loads the first block: the positions are start + j.")
-@triton.jit
-def first_block(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "first_block")
+DECODE_BLOCK_KERNEL.slip(
+    "first_sequence",
+    "Every program reads the first sequence: add b * stride_b to the pointer.",
+    ("latents + b * stride_b", "latents"),
+)
 
-
-@DECODE_BLOCK_KERNEL.wrong("Every program reads the first sequence: add b * stride_b to the pointer.")
-@triton.jit
-def first_sequence(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "first_sequence")
-
-
-@DECODE_BLOCK_KERNEL.wrong(
+DECODE_BLOCK_KERNEL.slip(
+    "no_stride",
     "The rows of the cache lie stride_n numbers apart, and the sequences stride_b, which is more than C+R where the "
-    "cache has gaps: use the strides."
+    "cache has gaps: use the strides.",
+    ("b * stride_b", "b * n * (C + R)"),
+    ("* stride_n", "* (C + R)"),
 )
-@triton.jit
-def no_stride(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "no_stride")
 
+DECODE_BLOCK_KERNEL.slip(
+    "not_divided",
+    "The output is not divided by the sum of the weights at the end.",
+    ("acc / total[:, None]", "acc"),
+)
 
-@DECODE_BLOCK_KERNEL.wrong("The output is not divided by the sum of the weights at the end.")
-@triton.jit
-def not_divided(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "not_divided")
+DECODE_BLOCK_KERNEL.slip(
+    "lse_without_max_kernel",
+    "The log-sum-exp lacks the maximum: m + log(total).",
+    ("m + tl.log(total)", "tl.log(total)"),
+)
 
-
-@DECODE_BLOCK_KERNEL.wrong("The log-sum-exp lacks the maximum: m + log(total).")
-@triton.jit
-def lse_without_max_kernel(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "lse_without_max")
-
-
-@DECODE_BLOCK_KERNEL.wrong("The logarithm of the total is of base 2: the merge takes e to it, so use tl.log.")
-@triton.jit
-def base_two_kernel(
-    q, latents, out, lse, scale, H, n, stride_b, stride_n,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    flawed(q, latents, out, lse, scale, H, n, stride_b, stride_n, C, R, BLOCK_H, BLOCK_N, "base_two")
+DECODE_BLOCK_KERNEL.slip(
+    "base_two_kernel",
+    "The logarithm of the total is of base 2: the merge takes e to it, so use tl.log.",
+    ("tl.log(total)", "tl.log2(total)"),
+)

@@ -558,300 +558,140 @@ def _(r, counts, K, J, sums):
     return x, weights, offsets(counts)
 
 
-@triton.jit
-def flawed_gemm(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, FLAW: tl.constexpr,
-):  # fmt: skip
-    """The kernel with one mistake: what the known wrong answers below share."""
-    tile, m = tl.program_id(0), tl.arange(0, BLOCK_M)
-    j, k = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_K)
-    expert = tl.load(expert_of + tile)
-    if expert == E:
-        return
-    row = tl.load(first_of + tile) + m
-    if FLAW == "tile_times_block":
-        row = tile * BLOCK_M + m
-    end = tl.load(ends + expert)
-    if FLAW == "crosses":
-        end = tl.load(ends + E - 1)
-    ours, wide = (row < end)[:, None], (j < J)[None, :]
-    if FLAW == "no_column_mask":
-        wide = (j >= 0)[None, :]
-    load_rows, store_rows = ours, ours
-    if FLAW == "no_row_mask" or FLAW == "rows_loaded_unmasked":
-        load_rows = (m >= 0)[:, None]
-    if FLAW == "no_row_mask" or FLAW == "rows_stored_unmasked":
-        store_rows = (m >= 0)[:, None]
-    matrix = expert
-    if FLAW == "next_expert":
-        matrix = expert + 1
-    if FLAW == "expert_before":
-        matrix = expert - 1
-    if FLAW == "first_expert":
-        matrix = expert * 0
-    if FLAW == "matrix_of_the_tile":
-        matrix = tl.program_id(0).to(tl.int64)
-    matrix_size = J * K
-    if FLAW == "matrices_k_apart":
-        matrix_size = K
-    if FLAW == "matrices_j_apart":
-        matrix_size = J
-    total = tl.zeros((BLOCK_M, BLOCK_J), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        at = start + k
-        if FLAW == "stays_at_the_first_block":
-            at = k
-        x_depth, w_depth = at < K, at < K
-        if FLAW == "no_k_mask":
-            x_depth, w_depth = at >= 0, at >= 0
-        if FLAW == "w_depth_unmasked":
-            w_depth = at >= 0
-        x_at = x + row[:, None] * K + at[None, :]
-        w_at = weights + matrix * matrix_size + j[None, :] * K + at[:, None]
-        if FLAW == "not_transposed":
-            w_at = weights + matrix * matrix_size + at[:, None] * J + j[None, :]
-        x_mask, w_mask = load_rows & x_depth[None, :], wide & w_depth[:, None]
-        if FLAW == "no_other":
-            rows = tl.load(x_at, mask=x_mask)
-            w = tl.load(w_at, mask=w_mask)
-        else:
-            rows = tl.load(x_at, mask=x_mask, other=0.0)
-            w = tl.load(w_at, mask=w_mask, other=0.0)
-        product = tl.dot(rows, w)
-        if FLAW == "half_sums":
-            total = (total + product).to(tl.float16).to(tl.float32)
-        elif FLAW == "last_block_alone":
-            total = product
-        else:
-            total += product
-    y_at = y + row[:, None] * J + j[None, :]
-    if FLAW == "stored_by_k":
-        y_at = y + row[:, None] * K + j[None, :]
-    tl.store(y_at, total, mask=store_rows & wide)
-
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "crosses",
     "The tile crosses its expert's end: its mask is about the end of ALL rows, so the first rows of the next expert get this "
-    "one's matrix. Whichever program comes last wins. The rows end at ends[expert]."
+    "one's matrix. Whichever program comes last wins. The rows end at ends[expert].",
+    ("ends + expert", "ends + E - 1"),
 )
-@triton.jit
-def crosses(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "crosses")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "no_row_mask",
     "The rows have no mask: the last tile of an expert reads and writes on behind its end, into the next expert's rows or out "
-    "of the tensor. Mask both with row < ends[expert]."
+    "of the tensor. Mask both with row < ends[expert].",
+    ("ours & ", ""),
 )
-@triton.jit
-def no_row_mask(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_row_mask")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "rows_loaded_unmasked",
     "The store has its row mask, the load of x has none: it reads rows of the next expert for nothing, and at the end of x "
     "memory that is not its own. Mask the load with row < ends[expert], too. (If it has one, joined by `and`: `and` keeps only "
-    "one of two blocks, & joins them.)"
+    "one of two blocks, & joins them.)",
+    ("ours & (at < K)", "(at < K)"),
 )
-@triton.jit
-def rows_loaded_unmasked(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "rows_loaded_unmasked")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "rows_stored_unmasked",
     "The load of x has its row mask, the store has none: it writes zeros over the first rows of the next expert. Mask the "
-    "store with row < ends[expert], too."
+    "store with row < ends[expert], too.",
+    ("ours & wide", "wide"),
 )
-@triton.jit
-def rows_stored_unmasked(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "rows_stored_unmasked")
 
+GROUPED_GEMM.slip(
+    "next_expert",
+    "You multiply by the matrix of the NEXT expert: expert e's begins at weights + e * J * K.",
+    ("weights + expert", "weights + (expert + 1)"),
+)
 
-@GROUPED_GEMM.wrong("You multiply by the matrix of the NEXT expert: expert e's begins at weights + e * J * K.")
-@triton.jit
-def next_expert(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "next_expert")
+GROUPED_GEMM.slip(
+    "expert_before",
+    "You multiply by the matrix of the expert BEFORE: expert e's begins at weights + e * J * K.",
+    ("weights + expert", "weights + (expert - 1)"),
+)
 
+GROUPED_GEMM.slip(
+    "first_expert",
+    "Every tile is multiplied by the matrix of expert 0: add expert * J * K to the pointer.",
+    ("weights + expert * J * K", "weights"),
+)
 
-@GROUPED_GEMM.wrong("You multiply by the matrix of the expert BEFORE: expert e's begins at weights + e * J * K.")
-@triton.jit
-def expert_before(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "expert_before")
-
-
-@GROUPED_GEMM.wrong("Every tile is multiplied by the matrix of expert 0: add expert * J * K to the pointer.")
-@triton.jit
-def first_expert(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_expert")
-
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "matrix_of_the_tile",
     "You take the TILE's number for its expert's: an expert may have many tiles, or none. The table says whose it is: "
-    "expert_of + tile."
+    "expert_of + tile.",
+    ("weights + expert", "weights + tile"),
 )
-@triton.jit
-def matrix_of_the_tile(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "matrix_of_the_tile")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "tile_times_block",
     "The rows are tile * BLOCK_M + m, as if tiles lay side by side: where an expert's last tile is not full, the next begins "
-    "earlier. The table has it: first_of + tile."
+    "earlier. The table has it: first_of + tile.",
+    ("tl.load(first_of + tile)", "tile * BLOCK_M"),
 )
-@triton.jit
-def tile_times_block(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "tile_times_block")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "no_k_mask",
     "The last block along K is not masked: behind K the next row begins, and its numbers get into the sum. Mask both loads "
-    "with at < K, other=0.0."
+    "with at < K, other=0.0.",
+    (" & (at < K)[None, :]", ""),
+    (" & (at < K)[:, None]", ""),
 )
-@triton.jit
-def no_k_mask(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_k_mask")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "w_depth_unmasked",
     "x has its mask along K, the matrix has none: zeros save the sum, but the last matrix is read beyond its end. Mask both "
-    "loads with at < K."
+    "loads with at < K.",
+    (" & (at < K)[:, None]", ""),
 )
-@triton.jit
-def w_depth_unmasked(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "w_depth_unmasked")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "no_column_mask",
     "The columns have no mask: where BLOCK_J does not divide J, the last columns of a row are written into the next row. Mask "
-    "with j < J, in the load of the matrix and in the store."
+    "with j < J, in the load of the matrix and in the store.",
+    ("wide & ", ""),
+    (" & wide", ""),
 )
-@triton.jit
-def no_column_mask(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_column_mask")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "no_other",
     "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and gets into "
-    "the sums. Give other=0.0."
+    "the sums. Give other=0.0.",
+    (", other=0.0", ""),
 )
-@triton.jit
-def no_other(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_other")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "not_transposed",
     "The matrix is not transposed: weights[e] is [J,K], row j has the K numbers for column j of the result. So number (k, j) "
-    "of the block lies at j * K + k."
+    "of the block lies at j * K + k.",
+    ("j[None, :] * K + at[:, None]", "at[:, None] * J + j[None, :]"),
 )
-@triton.jit
-def not_transposed(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "not_transposed")
 
-
-@GROUPED_GEMM.wrong(
+GROUPED_GEMM.slip(
+    "half_sums",
     "The sums are kept in float16: they round at every step, and beyond 65,504 they are infinite. tl.zeros(..., tl.float32), "
-    "and let the store round once."
+    "and let the store round once.",
+    ("total += tl.dot(rows, w)", "total = (total + tl.dot(rows, w)).to(tl.float16).to(tl.float32)"),
 )
-@triton.jit
-def half_sums(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "half_sums")
 
-
-@GROUPED_GEMM.wrong("Every round loads the first block along K: the columns of x are start + k.")
-@triton.jit
-def stays_at_the_first_block(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(
-        x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "stays_at_the_first_block"
-    )
-
-
-@GROUPED_GEMM.wrong("Only the last block along K is left: ADD each product to the sums, total += tl.dot(...).")
-@triton.jit
-def last_block_alone(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "last_block_alone")
-
-
-@GROUPED_GEMM.wrong("The result's rows have J numbers, and you store at row * K: it is y + row * J + j.")
-@triton.jit
-def stored_by_k(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "stored_by_k")
-
-
-@GROUPED_GEMM.wrong(
-    "An expert's matrix begins at expert * K: it has J rows of K numbers, so that of expert e begins at e * J * K."
+GROUPED_GEMM.slip(
+    "stays_at_the_first_block",
+    "Every round loads the first block along K: the columns of x are start + k.",
+    ("start + k", "k"),
 )
-@triton.jit
-def matrices_k_apart(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "matrices_k_apart")
 
-
-@GROUPED_GEMM.wrong(
-    "An expert's matrix begins at expert * J: it has J rows of K numbers, so that of expert e begins at e * J * K."
+GROUPED_GEMM.slip(
+    "last_block_alone",
+    "Only the last block along K is left: ADD each product to the sums, total += tl.dot(...).",
+    ("total +=", "total ="),
 )
-@triton.jit
-def matrices_j_apart(
-    x, weights, y, ends, expert_of, first_of, E, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_gemm(x, weights, y, ends, expert_of, first_of, E, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "matrices_j_apart")
+
+GROUPED_GEMM.slip(
+    "stored_by_k",
+    "The result's rows have J numbers, and you store at row * K: it is y + row * J + j.",
+    ("row[:, None] * J", "row[:, None] * K"),
+)
+
+GROUPED_GEMM.slip(
+    "matrices_k_apart",
+    "An expert's matrix begins at expert * K: it has J rows of K numbers, so that of expert e begins at e * J * K.",
+    ("expert * J * K", "expert * K"),
+)
+
+GROUPED_GEMM.slip(
+    "matrices_j_apart",
+    "An expert's matrix begins at expert * J: it has J rows of K numbers, so that of expert e begins at e * J * K.",
+    ("expert * J * K", "expert * J"),
+)
 
 
 # 09.4 ----------------------------------------------------------------------------------------------------------------
@@ -926,302 +766,155 @@ def _(r, counts, K, J, sums):
     return x, dy, offsets(counts)
 
 
-@triton.jit
-def flawed_dw(
-    x, dy, dw, ends, K, J,
-    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, FLAW: tl.constexpr,
-):  # fmt: skip
-    """The kernel with one mistake: what the known wrong answers below share."""
-    expert, m = tl.program_id(0), tl.arange(0, BLOCK_M)
-    j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
-    k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
-    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
-    end = tl.load(ends + expert)
-    if FLAW == "begin_before_the_first":
-        begin = tl.load(ends + expert - 1)
-    if FLAW == "from_row_0":
-        begin = begin * 0
-    if FLAW == "all_rows":
-        begin, end = begin * 0, tl.load(ends + tl.num_programs(0) - 1)
-    if FLAW == "next_experts_rows":
-        begin, end = end, tl.load(ends + expert + 1, mask=expert + 1 < tl.num_programs(0), other=0)
-    last, mask_end = end, end
-    if FLAW == "tail_dropped":
-        last = begin + (end - begin) // BLOCK_M * BLOCK_M
-    if FLAW == "first_block_alone":
-        last = tl.minimum(end, begin + BLOCK_M)
-    if FLAW == "whole_tiles":
-        begin = (begin + BLOCK_M - 1) // BLOCK_M * BLOCK_M
-    if FLAW == "tiles_of_all_rows":
-        begin = begin // BLOCK_M * BLOCK_M
-    if FLAW == "mask_of_all_rows":
-        mask_end = tl.load(ends + tl.num_programs(0) - 1)
-    j_there, k_there = (j < J)[None, :], (k < K)[None, :]
-    if FLAW == "no_column_mask":
-        j_there, k_there = (j >= 0)[None, :], (k >= 0)[None, :]
-    total = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
-    for start in range(begin, last, BLOCK_M):
-        row = (start + m)[:, None]
-        left_there, right_there = row < mask_end, row < mask_end
-        if FLAW == "no_row_mask":
-            left_there, right_there = row >= 0, row >= 0
-        if FLAW == "x_unmasked":
-            right_there = row >= 0
-        if FLAW == "no_other":
-            left = tl.load(dy + row * J + j[None, :], mask=left_there & j_there)
-            right = tl.load(x + row * K + k[None, :], mask=right_there & k_there)
-        else:
-            left = tl.load(dy + row * J + j[None, :], mask=left_there & j_there, other=0.0)
-            right = tl.load(x + row * K + k[None, :], mask=right_there & k_there, other=0.0)
-        product = tl.dot(tl.trans(left), right)
-        if FLAW == "none_transposed":
-            product = tl.dot(left, right)
-        if FLAW == "right_transposed":
-            product = tl.dot(left, tl.trans(right))
-        if FLAW == "half_sums":
-            total = (total + product).to(tl.float16).to(tl.float32)
-        elif FLAW == "last_block_alone":
-            total = product
-        else:
-            total += product
-    if FLAW == "mean":
-        total /= tl.maximum(end - begin, 1)
-    at = dw + expert * J * K + j[:, None] * K + k[None, :]
-    if FLAW == "transposed":
-        at = dw + expert * J * K + k[None, :] * J + j[:, None]
-    if FLAW == "rows_of_j":
-        at = dw + expert * J * K + j[:, None] * J + k[None, :]
-    if FLAW == "first_expert":
-        at = dw + j[:, None] * K + k[None, :]
-    there = (j < J)[:, None] & (k < K)[None, :]
-    if FLAW == "no_column_mask":
-        there = (j >= 0)[:, None] & (k >= 0)[None, :]
-    if FLAW == "empty_not_written":
-        there = there & (end > begin)
-    tl.store(at, total, mask=there)
-
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "tail_dropped",
     "The last rows of an expert are forgotten, those that do not fill a block of BLOCK_M: go on to `end`, and mask the last "
-    "block with row < end."
+    "block with row < end.",
+    ("range(begin, end,", "range(begin, begin + (end - begin) // BLOCK_M * BLOCK_M,"),
 )
-@triton.jit
-def tail_dropped(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "tail_dropped")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "whole_tiles",
     "You begin at the next multiple of BLOCK_M: rows of the expert that lie before it, in a block that it shares with another "
-    "expert, are forgotten. Begin at `begin`."
+    "expert, are forgotten. Begin at `begin`.",
+    ("range(begin,", "range((begin + BLOCK_M - 1) // BLOCK_M * BLOCK_M,"),
 )
-@triton.jit
-def whole_tiles(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "whole_tiles")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "tiles_of_all_rows",
     "You begin at the multiple of BLOCK_M before the expert's first row: the rows up to it are another expert's. Begin at "
-    "`begin`."
+    "`begin`.",
+    ("range(begin,", "range(begin // BLOCK_M * BLOCK_M,"),
 )
-@triton.jit
-def tiles_of_all_rows(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "tiles_of_all_rows")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "empty_not_written",
     "An expert without rows is not written: its gradient is what the memory held (NaN here), and the optimizer takes it. Its "
-    "gradient is ZERO: store outside of any condition."
+    "gradient is ZERO: store outside of any condition.",
+    ("mask=(j < J)", "mask=(end > begin) & (j < J)"),
 )
-@triton.jit
-def empty_not_written(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "empty_not_written")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "Every expert gets the sum over ALL rows: only its own, from ends[expert - 1] to ends[expert] - 1, belong to it."
+GROUPED_GEMM_DW.slip(
+    "all_rows",
+    "Every expert gets the sum over ALL rows: only its own, from ends[expert - 1] to ends[expert] - 1, belong to it.",
+    ("range(begin,", "range(0,"),
+    ("tl.load(ends + expert)", "tl.load(ends + tl.num_programs(0) - 1)"),
 )
-@triton.jit
-def all_rows(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "all_rows")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "Every expert's rows begin at row 0, so that it gets those of all before it: begin where the expert before ends."
+GROUPED_GEMM_DW.slip(
+    "from_row_0",
+    "Every expert's rows begin at row 0, so that it gets those of all before it: begin where the expert before ends.",
+    ("range(begin,", "range(0,"),
 )
-@triton.jit
-def from_row_0(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "from_row_0")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "Each expert gets the rows of the next one: ends[e] is where e ENDS, and it begins at ends[e - 1]."
+GROUPED_GEMM_DW.slip(
+    "next_experts_rows",
+    "Each expert gets the rows of the next one: ends[e] is where e ENDS, and it begins at ends[e - 1].",
+    ("end = tl.load(ends + expert)", "end = tl.load(ends + expert + 1, mask=expert + 1 < tl.num_programs(0), other=0)"),
+    ("ends + expert - 1, mask=expert > 0, other=0", "ends + expert"),
 )
-@triton.jit
-def next_experts_rows(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "next_experts_rows")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "Expert 0 reads ends[-1], which lies before the tensor: it begins at row 0. Mask that load with expert > 0, other=0."
+GROUPED_GEMM_DW.slip(
+    "begin_before_the_first",
+    "Expert 0 reads ends[-1], which lies before the tensor: it begins at row 0. Mask that load with expert > 0, other=0.",
+    (", mask=expert > 0, other=0", ""),
 )
-@triton.jit
-def begin_before_the_first(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "begin_before_the_first")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "The result is transposed: dw[e] is [J,K] as the weights are, dY^T X. Number (j, k) goes to j * K + k."
+GROUPED_GEMM_DW.slip(
+    "transposed",
+    "The result is transposed: dw[e] is [J,K] as the weights are, dY^T X. Number (j, k) goes to j * K + k.",
+    ("j[:, None] * K + k[None, :]", "k[None, :] * J + j[:, None]"),
 )
-@triton.jit
-def transposed(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "transposed")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "dw_no_other",
     "The masked lanes of the loads are used without `other`: what they hold is undefined (NaN in this check), and gets into "
-    "the sums. Give other=0.0."
+    "the sums. Give other=0.0.",
+    (", other=0.0", ""),
 )
-@triton.jit
-def dw_no_other(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_other")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "dw_no_row_mask",
     "The last block of an expert has no row mask: it adds the first rows of the next expert, or what lies behind the tensor. "
-    "Mask both loads with row < end, other=0.0."
+    "Mask both loads with row < end, other=0.0.",
+    ("(row < end) & ", ""),
 )
-@triton.jit
-def dw_no_row_mask(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_row_mask")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "mask_of_all_rows",
     "The last block's mask is about the end of ALL rows, so that it adds the first rows of the next expert: mask with row < "
-    "end, this expert's."
+    "end, this expert's.",
+    ("row < end", "row < tl.load(ends + tl.num_programs(0) - 1)"),
 )
-@triton.jit
-def mask_of_all_rows(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "mask_of_all_rows")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "x_unmasked",
     "dy has its row mask, x has none: zeros of dy save the sum, but x is read for nothing, and beyond its end. Mask both loads "
-    "with row < end."
+    "with row < end.",
+    ("(row < end) & (k < K)", "(k < K)"),
 )
-@triton.jit
-def x_unmasked(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "x_unmasked")
 
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "dw_no_column_mask",
     "The columns have no mask: where BLOCK_J or BLOCK_K does not divide, the last ones are written into the next row of dw. "
-    "Mask with j < J and k < K, in the loads and in the store."
+    "Mask with j < J and k < K, in the loads and in the store.",
+    (" & (j < J)[None, :]", ""),
+    (" & (k < K)[None, :]", ""),
+    (", mask=(j < J)[:, None]", ""),
 )
-@triton.jit
-def dw_no_column_mask(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "no_column_mask")
 
+GROUPED_GEMM_DW.slip(
+    "dw_first_block_alone",
+    "Only the first BLOCK_M rows of an expert are summed: walk over all, from begin to end.",
+    ("range(begin, end,", "range(begin, tl.minimum(end, begin + BLOCK_M),"),
+)
 
-@GROUPED_GEMM_DW.wrong("Only the first BLOCK_M rows of an expert are summed: walk over all, from begin to end.")
-@triton.jit
-def dw_first_block_alone(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_block_alone")
+GROUPED_GEMM_DW.slip(
+    "dw_last_block_alone",
+    "Only the last block of rows is left: ADD each product to the sums, total += tl.dot(...).",
+    ("total +=", "total ="),
+)
 
-
-@GROUPED_GEMM_DW.wrong("Only the last block of rows is left: ADD each product to the sums, total += tl.dot(...).")
-@triton.jit
-def dw_last_block_alone(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "last_block_alone")
-
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "dw_half_sums",
     "The sums are kept in float16: they round at every step, and beyond 65,504 they are infinite. tl.zeros(..., tl.float32), "
-    "and let the store round once."
+    "and let the store round once.",
+    (
+        "total += tl.dot(tl.trans(left), right)",
+        "total = (total + tl.dot(tl.trans(left), right)).to(tl.float16).to(tl.float32)",
+    ),
 )
-@triton.jit
-def dw_half_sums(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "half_sums")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "The sum is divided by the number of rows: the mean over a batch is in dy already, and dW is the plain sum."
+GROUPED_GEMM_DW.slip(
+    "mean",
+    "The sum is divided by the number of rows: the mean over a batch is in dy already, and dW is the plain sum.",
+    ("at, total", "at, total / tl.maximum(end - begin, 1)"),
 )
-@triton.jit
-def mean(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "mean")
 
+GROUPED_GEMM_DW.slip(
+    "dw_first_expert",
+    "All experts write into the matrix of expert 0: add expert * J * K to the pointer of dw.",
+    ("dw + expert * J * K", "dw"),
+)
 
-@GROUPED_GEMM_DW.wrong("All experts write into the matrix of expert 0: add expert * J * K to the pointer of dw.")
-@triton.jit
-def dw_first_expert(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "first_expert")
-
-
-@GROUPED_GEMM_DW.wrong(
+GROUPED_GEMM_DW.slip(
+    "none_transposed",
     "dy is not transposed: dY [rows, J] and X [rows, K] are summed over ROWS, so it is tl.dot(tl.trans(dy), x). Blocks of equal "
-    "sides hide it."
+    "sides hide it.",
+    ("tl.trans(left)", "left"),
 )
-@triton.jit
-def none_transposed(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "none_transposed")
 
-
-@GROUPED_GEMM_DW.wrong(
-    "x is transposed, and dy must be: tl.dot sums over the inner sides, which are the ROWS in tl.dot(tl.trans(dy), x)."
+GROUPED_GEMM_DW.slip(
+    "right_transposed",
+    "x is transposed, and dy must be: tl.dot sums over the inner sides, which are the ROWS in tl.dot(tl.trans(dy), x).",
+    ("tl.trans(left), right", "left, tl.trans(right)"),
 )
-@triton.jit
-def right_transposed(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "right_transposed")
 
-
-@GROUPED_GEMM_DW.wrong("A row of dw[e] has K numbers: store number (j, k) at j * K + k, not at j * J + k.")
-@triton.jit
-def rows_of_j(
-    x, dy, dw, ends, K, J, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    flawed_dw(x, dy, dw, ends, K, J, BLOCK_M, BLOCK_J, BLOCK_K, "rows_of_j")
+GROUPED_GEMM_DW.slip(
+    "rows_of_j",
+    "A row of dw[e] has K numbers: store number (j, k) at j * K + k, not at j * J + k.",
+    ("j[:, None] * K", "j[:, None] * J"),
+)
 
 
 # 09.5 ----------------------------------------------------------------------------------------------------------------
@@ -1306,181 +999,84 @@ def _(r, counts, K, F):
     return r.normal(sum(counts), K), K**-0.5 * r.normal(len(counts), 2 * F, K), offsets(counts)
 
 
-@triton.jit
-def flawed_swiglu(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, FLAW: tl.constexpr,
-):  # fmt: skip
-    """The kernel with one mistake: what the known wrong answers below share."""
-    tile, m = tl.program_id(0), tl.arange(0, BLOCK_M)
-    f, k = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_K)
-    expert = tl.load(expert_of + tile)
-    if expert == E:
-        return
-    row = (tl.load(first_of + tile) + m)[:, None]
-    ours, wide = row < tl.load(ends + expert), (f < F)[None, :]
-    if FLAW == "crosses":
-        ours = row < tl.load(ends + E - 1)
-    gates = weights + expert * 2 * F * K + f[None, :] * K
-    ups = gates + F * K
-    if FLAW == "interleaved":
-        gates = weights + expert * 2 * F * K + 2 * f[None, :] * K
-        ups = gates + K
-    if FLAW == "swapped":
-        ups, gates = gates, ups
-    if FLAW == "half_matrices":
-        gates = weights + expert * F * K + f[None, :] * K
-        ups = gates + F * K
-    if FLAW == "up_is_gate":
-        ups = gates
-    gate, up = tl.zeros((BLOCK_M, BLOCK_F), tl.float32), tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
-    total = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        at = start + k
-        rows = tl.load(x + row * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)
-        there = wide & (at < K)[:, None]
-        more_gate = tl.dot(rows, tl.load(gates + at[:, None], mask=there, other=0.0))
-        if FLAW == "x_twice":
-            rows = tl.load(x + row * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)
-        more_up = tl.dot(rows, tl.load(ups + at[:, None], mask=there, other=0.0))
-        gate, up = gate + more_gate, up + more_up
-        total += more_gate * tl.sigmoid(more_gate) * more_up
-    result = gate * tl.sigmoid(gate) * up
-    if FLAW == "in_the_loop":
-        result = total
-    if FLAW == "sigmoid_alone":
-        result = tl.sigmoid(gate) * up
-    if FLAW == "silu_of_both":
-        result = gate * tl.sigmoid(gate) * up * tl.sigmoid(up)
-    if FLAW == "no_silu":
-        result = gate * up
-    if FLAW == "added":
-        result = gate * tl.sigmoid(gate) + up
-    at_act = act + row * F + f[None, :]
-    if FLAW == "stored_by_2f":
-        at_act = act + row * 2 * F + f[None, :]
-    tl.store(at_act, result, mask=ours & wide)
-
-
-@GROUPED_SWIGLU.wrong(
-    "Gate and up are swapped: the first F rows of an expert's weights are the gate's, and silu is of the gate."
+GROUPED_SWIGLU.slip(
+    "swapped",
+    "Gate and up are swapped: the first F rows of an expert's weights are the gate's, and silu is of the gate.",
+    ("gate * tl.sigmoid(gate) * up", "up * tl.sigmoid(up) * gate"),
 )
-@triton.jit
-def swapped(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "swapped")
 
-
-@GROUPED_SWIGLU.wrong(
+GROUPED_SWIGLU.slip(
+    "interleaved",
     "You take gate and up from rows side by side, 2f and 2f + 1: the gate half comes first as a whole, row f, and the up half "
-    "F rows later."
+    "F rows later.",
+    ("f[None, :] * K", "2 * f[None, :] * K"),
+    ("weights + F * K", "weights + K"),
 )
-@triton.jit
-def interleaved(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "interleaved")
 
-
-@GROUPED_SWIGLU.wrong(
-    "An expert's weights have 2 F rows, gate and up: its matrix begins at expert * 2 * F * K, not at expert * F * K."
+GROUPED_SWIGLU.slip(
+    "half_matrices",
+    "An expert's weights have 2 F rows, gate and up: its matrix begins at expert * 2 * F * K, not at expert * F * K.",
+    ("expert * 2 * F * K", "expert * F * K"),
 )
-@triton.jit
-def half_matrices(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "half_matrices")
 
+GROUPED_SWIGLU.slip(
+    "up_is_gate",
+    "Both products take the gate half: the up half lies F rows, F * K numbers, further.",
+    ("weights + F * K", "weights"),
+)
 
-@GROUPED_SWIGLU.wrong("Both products take the gate half: the up half lies F rows, F * K numbers, further.")
-@triton.jit
-def up_is_gate(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "up_is_gate")
-
-
-@GROUPED_SWIGLU.wrong(
+GROUPED_SWIGLU.slip(
+    "in_the_loop",
     "SwiGLU is applied in every round, to products of a part of K: it is not linear, so it waits until the sums are complete, "
-    "after the loop."
+    "after the loop.",
+    ("gate += tl.dot(", "part = tl.dot("),
+    ("up += tl.dot(", "up += part * tl.sigmoid(part) * tl.dot("),
+    ("gate * tl.sigmoid(gate) * up", "up"),
 )
-@triton.jit
-def in_the_loop(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "in_the_loop")
 
+GROUPED_SWIGLU.slip(
+    "sigmoid_alone",
+    "silu(gate) is gate * sigmoid(gate): you take the sigmoid alone.",
+    ("gate * tl.sigmoid(gate)", "tl.sigmoid(gate)"),
+)
 
-@GROUPED_SWIGLU.wrong("silu(gate) is gate * sigmoid(gate): you take the sigmoid alone.")
-@triton.jit
-def sigmoid_alone(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "sigmoid_alone")
+GROUPED_SWIGLU.slip(
+    "silu_of_both",
+    "silu is applied to gate and to up: up stays as it is.",
+    ("* up,", "* up * tl.sigmoid(up),"),
+)
 
+GROUPED_SWIGLU.slip(
+    "no_silu",
+    "gate and up are multiplied without silu: it is gate * sigmoid(gate) * up.",
+    ("tl.sigmoid(gate) * ", ""),
+)
 
-@GROUPED_SWIGLU.wrong("silu is applied to gate and to up: up stays as it is.")
-@triton.jit
-def silu_of_both(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "silu_of_both")
+GROUPED_SWIGLU.slip(
+    "added",
+    "up is added to silu(gate): it is MULTIPLIED by it.",
+    ("* up,", "+ up,"),
+)
 
+GROUPED_SWIGLU.slip(
+    "stored_by_2f",
+    "A row of act has F numbers, not 2 F: store at row * F + f.",
+    ("row * F", "row * 2 * F"),
+)
 
-@GROUPED_SWIGLU.wrong("gate and up are multiplied without silu: it is gate * sigmoid(gate) * up.")
-@triton.jit
-def no_silu(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "no_silu")
-
-
-@GROUPED_SWIGLU.wrong("up is added to silu(gate): it is MULTIPLIED by it.")
-@triton.jit
-def added(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "added")
-
-
-@GROUPED_SWIGLU.wrong("A row of act has F numbers, not 2 F: store at row * F + f.")
-@triton.jit
-def stored_by_2f(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "stored_by_2f")
-
-
-@GROUPED_SWIGLU.wrong(
+GROUPED_SWIGLU.slip(
+    "x_twice",
     "The result is right, but x is loaded twice, once for the gate and once for up: it is the same block, so keep it in a "
-    "variable."
+    "variable.",
+    (
+        "up += tl.dot(",
+        ("rows = tl.load(x + row * K + at[None, :], mask=ours & (at < K)[None, :], other=0.0)\nup += tl.dot("),
+    ),
 )
-@triton.jit
-def x_twice(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "x_twice")
 
-
-@GROUPED_SWIGLU.wrong(
+GROUPED_SWIGLU.slip(
+    "swiglu_crosses",
     "The tile crosses its expert's end: mask the rows with row < ends[expert], or the next expert's first rows get this one's "
-    "matrices."
+    "matrices.",
+    ("ends + expert", "ends + E - 1"),
 )
-@triton.jit
-def swiglu_crosses(
-    x, weights, act, ends, expert_of, first_of, E, K, F,
-    BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    flawed_swiglu(x, weights, act, ends, expert_of, first_of, E, K, F, BLOCK_M, BLOCK_F, BLOCK_K, "crosses")

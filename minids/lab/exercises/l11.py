@@ -781,448 +781,239 @@ def _(r, M, N, K, loud):
     return quantized(r, M, N, K, loud)
 
 
-@triton.jit
-def flawed(
-    x, x_scale, w, w_scale, y, M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr, FLAW: tl.constexpr,
-):  # fmt: skip
-    """The kernel with one mistake: what the known wrong answers below share."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    k, tiles = tl.arange(0, TILE), tl.cdiv(K, TILE)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    rounds = tiles
-    if FLAW == "last_tile":
-        rounds = K // TILE
-    for t in range(0, rounds):
-        at = t * TILE + k
-        if FLAW == "same_tile":
-            at = k
-        k_x, k_w = (at < K)[None, :], (at < K)[:, None]
-        if FLAW == "no_k_mask":
-            k_x, k_w = (k >= 0)[None, :], (k >= 0)[:, None]
-        if FLAW == "no_k_mask_x":
-            k_x = (k >= 0)[None, :]
-        if FLAW == "no_k_mask_w":
-            k_w = (k >= 0)[:, None]
-        m_in, n_in = m < M, n < N
-        if FLAW == "no_m_mask":
-            m_in = m >= 0
-        if FLAW == "no_n_mask":
-            n_in = n >= 0
-        w_at = w + n * K + at[:, None]
-        if FLAW == "w_as_columns":
-            w_at = w + at[:, None] * N + n
-        if FLAW == "no_other":
-            a = tl.load(x + m * K + at[None, :], mask=m_in & k_x)
-            b = tl.load(w_at, mask=n_in & k_w)
-        else:
-            a = tl.load(x + m * K + at[None, :], mask=m_in & k_x, other=0.0)
-            b = tl.load(w_at, mask=n_in & k_w, other=0.0)
-        if FLAW == "loads_twice":
-            a = tl.load(x + m * K + at[None, :], mask=m_in & k_x, other=0.0)
-            b = tl.load(w_at, mask=n_in & k_w, other=0.0)
-        x_at, w_tile = m * tiles + t, n // TILE * tiles + t
-        if FLAW == "first_scales":
-            x_at, w_tile = m * tiles, n // TILE * tiles
-        if FLAW == "first_x_scale":
-            x_at = m * tiles
-        if FLAW == "first_w_scale":
-            w_tile = n // TILE * tiles
-        if FLAW == "w_scale_by_column":
-            w_tile = n * tiles + t
-        if FLAW == "first_block_row":
-            w_tile = n * 0 + t
-        if FLAW == "w_scale_by_program":
-            w_tile = n * 0 + tl.program_id(1) * tiles + t
-        if FLAW == "x_scale_down":
-            x_at = t * M + m
-        if FLAW == "no_tiles_in_x":
-            x_at = m + t
-        sx = tl.load(x_scale + x_at, mask=m < M, other=0.0)
-        sw = tl.load(w_scale + w_tile, mask=n < N, other=0.0)
-        if FLAW == "no_x_scale":
-            sx = tl.full((BLOCK_M, 1), 1.0, tl.float32)
-        if FLAW == "no_w_scale":
-            sw = tl.full((1, BLOCK_N), 1.0, tl.float32)
-        if FLAW == "divides":
-            sx, sw = 1 / sx, 1 / sw
-        if FLAW == "running_sum":
-            acc = (acc + tl.dot(a, b)) * sx * sw
-        elif FLAW == "after_the_loop":
-            acc = acc + tl.dot(a, b)
-            if t == tiles - 1:
-                acc = acc * sx * sw
-        elif FLAW == "half":
-            acc = (acc.to(tl.float16) + (tl.dot(a, b) * sx * sw).to(tl.float16)).to(tl.float32)
-        elif FLAW == "half_partial":
-            acc += tl.dot(a, b).to(tl.float16).to(tl.float32) * sx * sw
-        elif FLAW == "overwrites":
-            acc = tl.dot(a, b) * sx * sw
-        else:
-            acc += tl.dot(a, b) * sx * sw
-    if FLAW == "no_store_mask":
-        tl.store(y + m * N + n, acc)
-    elif FLAW == "stores_with_K":
-        tl.store(y + m * K + n, acc, mask=(m < M) & (n < N))
-    elif FLAW == "stores_transposed":
-        tl.store(y + n * M + m, acc, mask=(m < M) & (n < N))
-    else:
-        tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
-
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "scales_not_advanced",
     "Both scale pointers stand still: every tile gets the first one's scales. Add t: m * tiles + t, and n // TILE * "
-    "tiles + t."
+    "tiles + t.",
+    ("tiles + t", "tiles"),
 )
-@triton.jit
-def scales_not_advanced(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "first_scales")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "x's scale pointer stands still: every tile gets the first one's. The scale of row m in tile t is at m * tiles + t."
+BLOCKSCALED_KERNEL.slip(
+    "x_scale_not_advanced",
+    "x's scale pointer stands still: every tile gets the first one's. The scale of row m in tile t is at m * tiles + t.",
+    ("m * tiles + t", "m * tiles"),
 )
-@triton.jit
-def x_scale_not_advanced(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "first_x_scale")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "w's scale pointer stands still: every tile gets the first one's. It is at n // TILE * tiles + t."
+BLOCKSCALED_KERNEL.slip(
+    "w_scale_not_advanced",
+    "w's scale pointer stands still: every tile gets the first one's. It is at n // TILE * tiles + t.",
+    ("TILE * tiles + t", "TILE * tiles"),
 )
-@triton.jit
-def w_scale_not_advanced(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "first_w_scale")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "The last tile is not masked: behind the end of a row of x and w lie the next rows. at < K belongs into both loads."
+BLOCKSCALED_KERNEL.slip(
+    "k_not_masked",
+    "The last tile is not masked: behind the end of a row of x and w lie the next rows. at < K belongs into both loads.",
+    (" & (at < K)[None, :]", ""),
+    (" & (at < K)[:, None]", ""),
 )
-@triton.jit
-def k_not_masked(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_k_mask")
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "k_not_masked_in_x",
     "w's load has the mask at < K, x's has not: its last tile reads behind the end of the row. (Times w's zeros "
-    "that does not show, until it reads NaN or leaves the tensor.)"
+    "that does not show, until it reads NaN or leaves the tensor.)",
+    (" & (at < K)[None, :]", ""),
 )
-@triton.jit
-def k_not_masked_in_x(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_k_mask_x")
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "k_not_masked_in_w",
     "x's load has the mask at < K, w's has not: its last tile reads behind the end of the row. (Times x's zeros "
-    "that does not show, until it reads NaN or leaves the tensor.)"
+    "that does not show, until it reads NaN or leaves the tensor.)",
+    (" & (at < K)[:, None]", ""),
 )
-@triton.jit
-def k_not_masked_in_w(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_k_mask_w")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "The load of x lacks m < M: the last program has rows that x has not. (Two masks are joined by &; `and` keeps one.)"
+BLOCKSCALED_KERNEL.slip(
+    "m_not_masked",
+    "The load of x lacks m < M: the last program has rows that x has not. (Two masks are joined by &; `and` keeps one.)",
+    ("(m < M) & (at < K)", "(at < K)"),
 )
-@triton.jit
-def m_not_masked(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_m_mask")
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "n_not_masked",
     "The load of w lacks n < N: the last program has columns that y, and rows that w has not. (Two masks are joined by &; "
-    "`and` keeps one.)"
+    "`and` keeps one.)",
+    ("(n < N) & (at < K)", "(at < K)"),
 )
-@triton.jit
-def n_not_masked(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_n_mask")
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "without_other",
     "The masked lanes of the loads are used without `other`: what they hold is undefined, and it goes into the "
-    "sum. Give other=0.0."
+    "sum. Give other=0.0.",
+    ("[None, :], other=0.0", "[None, :]"),
+    ("[:, None], other=0.0", "[:, None]"),
 )
-@triton.jit
-def without_other(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_other")
 
-
-@BLOCKSCALED_KERNEL.wrong("w's scale is taken by column: there is one for 128 of them. Its row is n // TILE.")
-@triton.jit
-def scale_for_each_column(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "w_scale_by_column")
-
-
-@BLOCKSCALED_KERNEL.wrong("The first block row's scales are used for all columns: column n has those of row n // TILE.")
-@triton.jit
-def scale_of_the_first_block(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "first_block_row")
-
-
-@BLOCKSCALED_KERNEL.wrong(
-    "w's scale is taken by program: a program has BLOCK_N columns, and a block row of scales TILE. Use n // TILE."
+BLOCKSCALED_KERNEL.slip(
+    "scale_for_each_column",
+    "w's scale is taken by column: there is one for 128 of them. Its row is n // TILE.",
+    ("n // TILE * tiles", "n * tiles"),
 )
-@triton.jit
-def scale_of_the_program(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "w_scale_by_program")
 
-
-@BLOCKSCALED_KERNEL.wrong("x's scales are read as [tiles,M]: they are [M,tiles], so row m begins at m * tiles.")
-@triton.jit
-def x_scale_transposed(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "x_scale_down")
-
-
-@BLOCKSCALED_KERNEL.wrong(
-    "x's scales of row m begin at m * tiles, not at m: a row has as many of them as there are tiles."
+BLOCKSCALED_KERNEL.slip(
+    "scale_of_the_first_block",
+    "The first block row's scales are used for all columns: column n has those of row n // TILE.",
+    ("n // TILE * tiles", "n * 0"),
 )
-@triton.jit
-def x_scale_without_stride(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_tiles_in_x")
 
-
-@BLOCKSCALED_KERNEL.wrong("x's scales are missing: the partial sum is multiplied by both.")
-@triton.jit
-def kernel_without_x_scale(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_x_scale")
-
-
-@BLOCKSCALED_KERNEL.wrong("w's scales are missing: the partial sum is multiplied by both.")
-@triton.jit
-def kernel_without_w_scale(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_w_scale")
-
-
-@BLOCKSCALED_KERNEL.wrong("You divide by the scales: a number is code TIMES scale.")
-@triton.jit
-def kernel_divides(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "divides")
-
-
-@BLOCKSCALED_KERNEL.wrong(
-    "The scales multiply the running sum, so earlier tiles are scaled again and again: acc += tl.dot(a, b) * sx * sw."
+BLOCKSCALED_KERNEL.slip(
+    "scale_of_the_program",
+    "w's scale is taken by program: a program has BLOCK_N columns, and a block row of scales TILE. Use n // TILE.",
+    ("n // TILE * tiles", "n * 0 + tl.program_id(1) * tiles"),
 )
-@triton.jit
-def scales_the_running_sum(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "running_sum")
 
+BLOCKSCALED_KERNEL.slip(
+    "x_scale_transposed",
+    "x's scales are read as [tiles,M]: they are [M,tiles], so row m begins at m * tiles.",
+    ("m * tiles + t", "t * M + m"),
+)
 
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "x_scale_without_stride",
+    "x's scales of row m begin at m * tiles, not at m: a row has as many of them as there are tiles.",
+    ("m * tiles + t", "m + t"),
+)
+
+BLOCKSCALED_KERNEL.slip(
+    "kernel_without_x_scale",
+    "x's scales are missing: the partial sum is multiplied by both.",
+    (" * sx", ""),
+)
+
+BLOCKSCALED_KERNEL.slip(
+    "kernel_without_w_scale",
+    "w's scales are missing: the partial sum is multiplied by both.",
+    (" * sw", ""),
+)
+
+BLOCKSCALED_KERNEL.slip(
+    "kernel_divides",
+    "You divide by the scales: a number is code TIMES scale.",
+    ("* sx * sw", "/ sx / sw"),
+)
+
+BLOCKSCALED_KERNEL.slip(
+    "scales_the_running_sum",
+    "The scales multiply the running sum, so earlier tiles are scaled again and again: acc += tl.dot(a, b) * sx * sw.",
+    ("acc += tl.dot(a, b) * sx * sw", "acc = (acc + tl.dot(a, b)) * sx * sw"),
+)
+
+BLOCKSCALED_KERNEL.slip(
+    "scales_after_the_loop",
     "The scales come after the loop, those of the last tile for everything: each tile's partial sum has its own, "
-    "inside the loop."
+    "inside the loop.",
+    ("acc += tl.dot(a, b) * sx * sw", ("acc += tl.dot(a, b)\nif t == tiles - 1:\n    acc = acc * sx * sw")),
 )
-@triton.jit
-def scales_after_the_loop(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "after_the_loop")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "The sum is kept in float16, which ends at 65504 and has 11 bits: make acc with tl.zeros(…, tl.float32)."
+BLOCKSCALED_KERNEL.slip(
+    "sums_in_half",
+    "The sum is kept in float16, which ends at 65504 and has 11 bits: make acc with tl.zeros(…, tl.float32).",
+    (
+        "acc += tl.dot(a, b) * sx * sw",
+        "acc = (acc.to(tl.float16) + (tl.dot(a, b) * sx * sw).to(tl.float16)).to(tl.float32)",
+    ),
 )
-@triton.jit
-def sums_in_half(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "half")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "The partial sum is in float16: 128 products of codes up to 448 go beyond 65504. Leave tl.dot its float32."
+BLOCKSCALED_KERNEL.slip(
+    "partial_in_half",
+    "The partial sum is in float16: 128 products of codes up to 448 go beyond 65504. Leave tl.dot its float32.",
+    ("tl.dot(a, b)", "tl.dot(a, b).to(tl.float16).to(tl.float32)"),
 )
-@triton.jit
-def partial_in_half(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "half_partial")
 
-
-@BLOCKSCALED_KERNEL.wrong("acc is overwritten in each round: only the last tile is left. Use +=.")
-@triton.jit
-def overwrites_the_sum(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "overwrites")
-
-
-@BLOCKSCALED_KERNEL.wrong(
-    "K // TILE rounds drop the last tile where K is no multiple of 128: there are `tiles` of them."
+BLOCKSCALED_KERNEL.slip(
+    "overwrites_the_sum",
+    "acc is overwritten in each round: only the last tile is left. Use +=.",
+    ("acc +=", "acc ="),
 )
-@triton.jit
-def drops_the_last_tile(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "last_tile")
 
+BLOCKSCALED_KERNEL.slip(
+    "drops_the_last_tile",
+    "K // TILE rounds drop the last tile where K is no multiple of 128: there are `tiles` of them.",
+    ("range(0, tiles)", "range(0, K // TILE)"),
+)
 
-@BLOCKSCALED_KERNEL.wrong("Every round loads the first tile: the columns are at = t * TILE + k.")
-@triton.jit
-def always_the_first_tile(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "same_tile")
+BLOCKSCALED_KERNEL.slip(
+    "always_the_first_tile",
+    "Every round loads the first tile: the columns are at = t * TILE + k.",
+    ("t * TILE + k", "k"),
+)
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "w_read_as_columns",
     "w is read as [K,N]: it is [N,K], so row n begins at n * K, and b is its tile transposed by the order of the "
-    "offsets."
+    "offsets.",
+    ("n * K + at[:, None]", "at[:, None] * N + n"),
 )
-@triton.jit
-def w_read_as_columns(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "w_as_columns")
 
+BLOCKSCALED_KERNEL.slip(
+    "columns_one_further",
+    "Round t begins at column t: a tile is TILE wide, so the columns are at = t * TILE + k.",
+    ("t * TILE + k", "t + k"),
+)
 
-@triton.jit
-def slipped(
-    x, x_scale, w, w_scale, y, M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr, FLAW: tl.constexpr,
-):  # fmt: skip
-    """As `flawed`: mistakes in how a mask, an operand or the store is written."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    k, tiles = tl.arange(0, TILE), tl.cdiv(K, TILE)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for t in range(0, tiles):
-        at = t * TILE + k
-        if FLAW == "one_further":
-            at = t + k
-        if FLAW == "no_brackets":
-            a = tl.load(x + m * K + at[None, :], mask=m < M & at[None, :] < K, other=0.0)
-            b = tl.load(w + n * K + at[:, None], mask=n < N & at[:, None] < K, other=0.0)
-        else:
-            a = tl.load(x + m * K + at[None, :], mask=(m < M) & (at < K)[None, :], other=0.0)
-            b = tl.load(w + n * K + at[:, None], mask=(n < N) & (at < K)[:, None], other=0.0)
-        sx = tl.load(x_scale + m * tiles + t, mask=m < M, other=0.0)
-        if FLAW == "one_w_scale_by_program":
-            sw = tl.load(w_scale + tl.program_id(1) * tiles + t)
-        else:
-            sw = tl.load(w_scale + n // TILE * tiles + t, mask=n < N, other=0.0)
-        if FLAW == "converts":
-            acc += tl.dot(a.to(tl.float32), b.to(tl.float32)) * sx * sw
-        else:
-            acc += tl.dot(a, b) * sx * sw
-        if FLAW == "stores_each_round":
-            tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
-    if FLAW == "bfloat16":
-        acc = acc.to(tl.bfloat16).to(tl.float32)
-    if FLAW == "no_brackets":
-        tl.store(y + m * N + n, acc, mask=m < M & n < N)
-    elif FLAW != "stores_each_round":
-        tl.store(y + m * N + n, acc, mask=(m < M) & (n < N))
-
-
-@BLOCKSCALED_KERNEL.wrong("Round t begins at column t: a tile is TILE wide, so the columns are at = t * TILE + k.")
-@triton.jit
-def columns_one_further(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "one_further")
-
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "mask_without_brackets",
     "The masks lack their brackets: & binds more tightly than <, so m < M & at < K is m < (M & at) < K. Write "
-    "(m < M) & (at[None, :] < K), and so in the other load and in the store."
+    "(m < M) & (at[None, :] < K), and so in the other load and in the store.",
+    ("(m < M) & (at < K)[None, :]", "m < M & at[None, :] < K"),
+    ("(n < N) & (at < K)[:, None]", "n < N & at[:, None] < K"),
+    ("(m < M) & (n < N)", "m < M & n < N"),
 )
-@triton.jit
-def mask_without_brackets(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_brackets")
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "one_scale_of_the_program",
     "w's scale is taken by program, one for all of its columns: a program has BLOCK_N columns, and a block row of scales "
-    "TILE. Row n // TILE has that of column n."
+    "TILE. Row n // TILE has that of column n.",
+    ("n // TILE * tiles + t, mask=n < N, other=0.0", "tl.program_id(1) * tiles + t"),
 )
-@triton.jit
-def one_scale_of_the_program(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "one_w_scale_by_program")
 
-
-@BLOCKSCALED_KERNEL.wrong(
+BLOCKSCALED_KERNEL.slip(
+    "converts_the_codes",
     "a and b are converted before tl.dot, or scaled, which makes them float32 too: a GPU then multiplies float32, not FP8, "
-    "and nothing is won. Give tl.dot the codes as they were loaded, and scale what it gives."
+    "and nothing is won. Give tl.dot the codes as they were loaded, and scale what it gives.",
+    ("tl.dot(a, b)", "tl.dot(a.to(tl.float32), b.to(tl.float32))"),
 )
-@triton.jit
-def converts_the_codes(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "converts")
 
-
-@BLOCKSCALED_KERNEL.wrong(
-    "The sum is cut to bfloat16, which has 8 bits, before it is stored: y is float32, store acc as it is."
+BLOCKSCALED_KERNEL.slip(
+    "cut_to_bf16",
+    "The sum is cut to bfloat16, which has 8 bits, before it is stored: y is float32, store acc as it is.",
+    ("n, acc", "n, acc.to(tl.bfloat16).to(tl.float32)"),
 )
-@triton.jit
-def cut_to_bf16(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "bfloat16")
 
+BLOCKSCALED_KERNEL.slip(
+    "stores_in_each_round",
+    "The values are right, but y is stored in each round: the store comes once, after the loop.",
+    (
+        "acc += tl.dot(a, b) * sx * sw",
+        ("acc += tl.dot(a, b) * sx * sw\ntl.store(y + m * N + n, acc, mask=(m < M) & (n < N))"),
+    ),
+)
 
-@BLOCKSCALED_KERNEL.wrong("The values are right, but y is stored in each round: the store comes once, after the loop.")
-@triton.jit
-def stores_in_each_round(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    slipped(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "stores_each_round")
+BLOCKSCALED_KERNEL.slip(
+    "loads_each_tile_twice",
+    "The values are right, but a and b are loaded twice in each round: keep them in variables.",
+    (
+        "acc +=",
+        (
+            "a = tl.load(x + m * K + at[None, :], mask=(m < M) & (at < K)[None, :], other=0.0)\n"
+            "b = tl.load(w + n * K + at[:, None], mask=(n < N) & (at < K)[:, None], other=0.0)\n"
+            "acc +="
+        ),
+    ),
+)
 
+BLOCKSCALED_KERNEL.slip(
+    "store_not_masked",
+    "The store has no mask: the last program writes behind the end of y. mask=(m < M) & (n < N).",
+    (", mask=(m < M) & (n < N)", ""),
+)
 
-@BLOCKSCALED_KERNEL.wrong("The values are right, but a and b are loaded twice in each round: keep them in variables.")
-@triton.jit
-def loads_each_tile_twice(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "loads_twice")
+BLOCKSCALED_KERNEL.slip(
+    "row_of_y_is_n_long",
+    "A row of y has N numbers: row m begins at m * N.",
+    ("m * N", "m * K"),
+)
 
-
-@BLOCKSCALED_KERNEL.wrong("The store has no mask: the last program writes behind the end of y. mask=(m < M) & (n < N).")
-@triton.jit
-def store_not_masked(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "no_store_mask")
-
-
-@BLOCKSCALED_KERNEL.wrong("A row of y has N numbers: row m begins at m * N.")
-@triton.jit
-def row_of_y_is_n_long(
-    x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr
-):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "stores_with_K")
-
-
-@BLOCKSCALED_KERNEL.wrong("y is written transposed: it is [M,N], so y + m * N + n.")
-@triton.jit
-def y_transposed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    flawed(x, x_scale, w, w_scale, y, M, N, K, BLOCK_M, BLOCK_N, TILE, "stores_transposed")
+BLOCKSCALED_KERNEL.slip(
+    "y_transposed",
+    "y is written transposed: it is [M,N], so y + m * N + n.",
+    ("m * N + n", "n * M + m"),
+)
