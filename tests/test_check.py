@@ -610,6 +610,13 @@ RESULTS = {
 }
 
 
+@pytest.mark.parametrize("name", ["08.1", "10.1"])  # of whole numbers
+def test_a_dtype_that_is_not_the_inputs_is_not_said_to_be(name, said):
+    reference = exercises.find(name).reference
+    lines = rejected(lambda *args: reference(*args).double(), said, name=name)
+    assert "the result has dtype float64, expected float32" in [line.strip() for line in lines]
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("kind", RESULTS)
 def test_results_of_another_kind_fail(kind, said):

@@ -160,6 +160,13 @@ def test_memory_that_was_never_written_is_nan(double, cell, capsys):
     assert "got nan" in said and "→ The result holds NaN: part of it was never written" in said
 
 
+def test_nan_that_is_meant_explains_nothing(double, cell, capsys):
+    double.reference = lambda x: torch.where(x > 0, 2 * x, float("nan"))
+    check(cell(last_line(LAST.replace("value + value", 'tl.where(value > 0, value + 3, float("nan"))'))))
+    said = "\n".join(lines(capsys))
+    assert "95.1 double_kernel: FAIL" in said and "NaN" not in said
+
+
 def test_rows_that_are_apart_are_tried(double, cell, capsys):
     tried = cases(double)
     apart = [case.args[0] for case in tried if case.strided]

@@ -80,8 +80,8 @@ def of_tensors(got, want, dtype, tolerance, where):
             return Difference(f"{where} has dtype {name(got.dtype)}, expected {name(want.dtype)}")
         return first(got, want, got != want, where)
     if got.dtype not in allowed_dtypes(want.dtype, dtype):
-        fixed = want.dtype.itemsize == 1
-        wish = name(want.dtype) if fixed else f"{name(dtype)}, as the inputs"
+        follows = want.dtype == torch.float64  # that of the reference's inputs
+        wish = f"{name(dtype)}, as the inputs" if follows else name(want.dtype)
         return Difference(f"{where} has dtype {name(got.dtype)}, expected {wish}")
     got, want = got.detach().double(), want.detach().double()
     if got.numel() == 0:

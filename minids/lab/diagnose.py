@@ -8,6 +8,11 @@ from minids.lab import compare, launching
 from minids.lab.exercise import leaves
 from minids.lab.observe import expected, observe, options, same_values
 
+NAN = (
+    "The result holds NaN: part of it was never written (memory from torch.empty starts as NaN here), "
+    "or a division 0/0, or a softmax over a row that is masked altogether."
+)
+
 
 def diagnosis(exercise, seen):
     """The sentence that helps, "" where nothing fits; `seen` holds the Observation of every case."""
@@ -15,9 +20,7 @@ def diagnosis(exercise, seen):
         for wrong in exercise.wrongs:
             if does_the_same(exercise, seen, wrong):
                 return wrong.why
-        patterns = PATTERNS
-        if exercise.kernel is not None:
-            patterns = [*launching.PATTERNS, *PATTERNS[:-1], launching.undefined]  # instead of `nan`
+        patterns = PATTERNS if exercise.kernel is None else [*launching.PATTERNS, *PATTERNS]
         return next(filter(None, (pattern(exercise, seen) for pattern in patterns)), "")
     except Exception:  # a result that cannot be looked at; what it is stands in the details
         return ""
@@ -149,10 +152,7 @@ def nan(exercise, seen):
     pairs = flat_pairs(seen)
     values = [got[~want.isnan()] for got, want in pairs] or [v for o in seen for v in tensors(o.call.value)]
     if any(v.isnan().any() for v in values):  # where the reference has NaN too, it is meant
-        return (
-            "The result holds NaN: part of it was never written (memory from torch.empty starts as NaN here), "
-            "or a division 0/0, or a softmax over a row that is masked altogether."
-        )
+        return launching.NAN if exercise.kernel is not None else NAN
     return None
 
 
