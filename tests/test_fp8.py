@@ -178,6 +178,9 @@ def test_scales_of_another_shape_are_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             reference.matmul_blockscaled(x_fp8, x, w_fp8, w)
+    shapes = r"x_fp8 is \[5, 300\] and w_fp8 \[200, 260\]; both must end with the size of the sum"
+    with pytest.raises(ValueError, match=shapes):  # the scales are of three tiles either way
+        reference.matmul_blockscaled(x_fp8, x_scale, w_fp8[:, :260], w_scale)
 
 
 # Sums of limited precision ---------------------------------------------------------------------------------------

@@ -101,10 +101,13 @@ def matmul_blockscaled(x_fp8: Tensor, x_scale: Tensor, w_fp8: Tensor, w_scale: T
     """y [M,N] fp32 = x w^T, 128 products at a time, each partial sum times its two scales (V3 figure 7b).
 
     x_fp8 [M,K] with x_scale [M,ceil(K/128)]; w_fp8 [N,K] with w_scale [ceil(N/128),ceil(K/128)] of blocks, or
-    [N,ceil(K/128)] of tiles. Raises ValueError for scales of another shape.
+    [N,ceil(K/128)] of tiles. Raises ValueError for scales of another shape, or where the two have not the same K.
     """
     check_scales("x", x_fp8, x_scale, (x_fp8.shape[0],))
     check_scales("w", w_fp8, w_scale, (w_fp8.shape[0], -(-w_fp8.shape[0] // TILE)))
+    if x_fp8.shape[1] != w_fp8.shape[1]:
+        shapes = f"x_fp8 is {list(x_fp8.shape)} and w_fp8 {list(w_fp8.shape)}"
+        raise ValueError(f"{shapes}; both must end with the size of the sum, so give x [M,K] and w [N,K]")
     if len(w_scale) != len(w_fp8):
         w_scale = w_scale.repeat_interleave(TILE, 0)[: len(w_fp8)]
     y = torch.zeros(len(x_fp8), len(w_fp8), device=x_fp8.device)
