@@ -108,7 +108,7 @@ example(demonstration, "00.1")
 # From top to bottom:
 #
 # - the verdict, and the first input on which the answer fails;
-# - what came and what was expected. The **error** is their difference as a share of what was expected (`8.6e-01` is 0.86, so 86%); next to it stands how much is allowed, because computers round;
+# - what came and what was expected. The **error** is their difference as a share of what was expected (`8.6e-01` is 0.86); next to it stands how much is allowed, because computers round;
 # - how many of the inputs fail: with another mistake it might be one of four;
 # - the likely mistake in one sentence, where the check knows it.
 #

@@ -321,7 +321,7 @@ for seconds, words in run.samples:
 # %% [markdown]
 # ## Did it beat xz?
 #
-# Only the held-out files count. The next cell measures their loss (by the fast forward pass of minids, whose logits are yours, as shown above: half a minute) and turns it into bits per byte by YOUR fifth function.
+# Only the held-out files count. The next cell measures their loss (by the fast forward pass of minids, whose logits are yours, as shown above: less than a minute) and turns it into bits per byte by YOUR fifth function.
 
 # %% tags=["nbval-ignore-output"]
 began = time.perf_counter()

@@ -31,7 +31,7 @@ _ = torch.manual_seed(0)
 #
 # In lesson 02 every token left $2Hd$ numbers in the cache of each layer: a key and a value for each of $H$ heads of width $d$. All of them are read again for every new token. Sharing heads (GQA) makes the cache smaller. What does that cost?
 #
-# First a model to try it on: two layers, $H = 8$ heads of width $d = 16$, a key and a value for each. The next two cells train it, on the text of lesson 01, and measure its **loss** on a sample of held-out files, in bits per byte as there. Reading the text and training take about 10 to 20 seconds on two processor cores.
+# First a model to try it on: two layers, $H = 8$ heads of width $d = 16$, a key and a value for each. The next two cells train it, on the text of lesson 01, and measure its **loss** on a sample of held-out files, in bits per byte as there. Reading the text and training take less than a minute, mostly.
 
 # %% tags=["nbval-ignore-output"]
 STEPS, SEEDS, PIECES = (4, 2, 4) if fast() else (80, 3, 32)
@@ -507,7 +507,7 @@ print(f"by your function, 100 tokens, 2 layers, 4 bytes: {mine:,} bytes")
 #
 # Same data, same steps, same number of parameters; MHA has four times the cache of the others. Each runs from several **seeds** (the number that decides the first weights and the order of the data), because one run alone says nothing: a different seed gives a different loss. MLA trains with YOUR functions (or the references, where a check did not pass).
 #
-# The cell takes one to two minutes on two cores, and prints a line for each run.
+# The cell takes its time, minutes on two cores, and prints a line for each run.
 
 # %% tags=["nbval-ignore-output"]
 losses = {name: [] for name in configs}

@@ -34,7 +34,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 #
 # Is that faster than plain multi-head attention (**MHA**) with its larger cache? The next cells time ONE new token in ONE attention layer: MLA with the sizes of DeepSeek-V2-Lite, the smallest of its family, and MHA with as many heads (16, of width 128) for vectors of the same width (2048). Weights are random: time does not depend on them.
 #
-# Times are taken in turns, A B A B …, because machines drift; the median counts. This takes 10 to 20 seconds.
+# Times are taken in turns, A B A B …, because machines drift; the median counts. This takes a moment.
 
 
 # %%
@@ -296,7 +296,7 @@ print("yours:", *yours[0, 16:28].tolist(), "…")
 # %% [markdown]
 # ## What did it bring?
 #
-# The first race again, with your functions in the layer as the third runner. Besides attention, yours and the naive layer do the same work. (Again 10 to 20 seconds.)
+# The first race again, with your functions in the layer as the third runner. Besides attention, yours and the naive layer do the same work. (Again it takes a moment.)
 #
 # What should you see? Yours beats the naive one by more, the longer the context. Whether and from where on it beats MHA depends on the machine: with few positions both mostly read their weights, with many MHA mostly reads its cache.
 
@@ -388,7 +388,7 @@ print(f"the limit, for ever more positions: {C * (P + V) / (2 * C - P - V):.1f} 
 # %% [markdown]
 # ## The measurement
 #
-# Arithmetic says: absorb below the crossover, expand above. Does the clock agree? The next cell times your `attend_absorbed` against `attend_expanded` of minids, written in the same plain style, for contexts of 64 to 4,096 positions and 1 to 256 new tokens. In turns again; it takes half a minute to a minute.
+# Arithmetic says: absorb below the crossover, expand above. Does the clock agree? The next cell times your `attend_absorbed` against `attend_expanded` of minids, written in the same plain style, for contexts of 64 to 4,096 positions and 1 to 256 new tokens. In turns again; it takes about a minute or less.
 
 # %% tags=["nbval-ignore-output"]
 many = (1, 16, 64, 128, 256)

@@ -309,7 +309,7 @@ for block in (16, 64, 256, 1024, 4096):
 # So block 16 wastes least: 63 programs have 1008 lanes, 8 idle. From 32 to 1024 the blocks give 1024 lanes, from then on each doubling adds idle ones. And the bytes never change: a lane that is masked off moves nothing. What changes is how well the GPU is used. Blocks that are too large leave lanes idle, and leave processors without a program: an H200 has 132 of them, and 1000 numbers cannot keep it busy with any block. (With a million the slider shows more choice.) Blocks that are too small give each program so little that starting it costs more than its work. In between there is a wide range; one tries a few.
 
 # %% [markdown]
-# 7168, the width of DeepSeek-V3, is a fine example: a block that holds a whole row must have 8192 lanes, the next power of two, and 12.5% of them idle. That is the subject of the next exercise.
+# 7168, the width of DeepSeek-V3, is a fine example: a block that holds a whole row must have 8192 lanes, the next power of two, and $1 - 7168/8192 = 12.5\,\%$ of them idle. That is the subject of the next exercise.
 
 # %% [markdown]
 # ## Exercise 3 · RMSNorm in one kernel
@@ -719,8 +719,8 @@ for name, trips in (("separate", 7), ("fused", 2)):
 #
 # Each begins with `import minids`.
 #
-# 1. `minids.layer_kernels.silu_mul(gate, up)` is SwiGLU's middle as a kernel. How many bytes does it move for two float32 tensors `[64, 384]`, and how many do torch's operations `F.silu(gate) * up`? Use `minids.lab.meter` and the class `Operations` above. <details><summary>expected</summary>294,912 (three tensors of 98,304 bytes) against 491,520 (five): 1.67 times.</details>
-# 2. A block of the transformer adds, then normalises: `h = x + a`, `y = rms_norm(h)`, and needs both `h` and `y`. Write ONE kernel for it. What is the fewest number of trips, and what are an add and your `rms_norm_kernel` one after the other? <details><summary>expected</summary>4 (read x and a, write h and y) against 3 + 2 = 5: 1.25 times, the weight left out.</details>
+# 1. `minids.layer_kernels.silu_mul(gate, up)` is SwiGLU's middle as a kernel. How many bytes does it move for two float32 tensors `[64, 384]`, and how many do torch's operations `F.silu(gate) * up`? Use `minids.lab.meter` and the class `Operations` above. <details><summary>expected</summary>294,912 (three tensors of 98,304 bytes) against 491,520 (five): 5/3 = 1.67 times.</details>
+# 2. A block of the transformer adds, then normalises: `h = x + a`, `y = rms_norm(h)`, and needs both `h` and `y`. Write ONE kernel for it. What is the fewest number of trips, and what are an add and your `rms_norm_kernel` one after the other? <details><summary>expected</summary>4 (read x and a, write h and y) against 3 + 2 = 5: 5/4 = 1.25 times, the weight left out.</details>
 
 # %%
 status()

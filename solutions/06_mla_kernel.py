@@ -599,7 +599,7 @@ for name, one in facts.items() if not missing() else ():
 # %% [markdown]
 # ## In the real DeepSeek
 #
-# - V3 has 128 heads, $C = 512$, $R = 64$ (`num_attention_heads`, `kv_lora_rank`, `qk_rope_head_dim`), in 61 layers: each token's step runs such a kernel 61 times.
+# - V3 has 128 heads, $C = 512$, $R = 64$ (`num_attention_heads`, `kv_lora_rank`, `qk_rope_head_dim`), in 61 layers: each token's step runs such a kernel in every one.
 # - **FlashMLA** is DeepSeek's own kernel: split-KV with log-sum-exps, as yours, and pages of 64 rows, so that sequences share memory. Its README reports 3,000 GB/s where memory-bound, and 580, later 660 TFLOP/s where compute-bound, on an H800. The next cell sets that against the GPU's peaks.
 # - minids keeps a sequence's rows in one piece. A server that packs many sequences of unknown length adds a table of pages to the addresses, and nothing else changes.
 # - With two new tokens a step (multi-token prediction) twice as many rows of queries meet each latent: more FLOPs per byte, for the same bytes.
@@ -644,7 +644,7 @@ print("of its arithmetic")
 # Each begins with `import minids`.
 #
 # 1. A thousand users share a system prompt of 2,000 tokens; each has 500 of their own. Attend to the shared rows once for all users (they are the batch's heads, so to speak), to the own rows for each, and merge with `minids.mla.reference.merge_splits`. Show on random tensors that it equals attention over both together. How many times fewer rows are read?
-# <details><summary>Expected</summary>Equal to about 1e-15 in float64. 1000 · 2500 rows become 2000 + 1000 · 500: 4.98 times fewer.</details>
+# <details><summary>Expected</summary>Equal to about 1e-15 in float64. 1000 · 2500 rows become 2000 + 1000 · 500: 2,500,000/502,000 = 4.98 times fewer.</details>
 # 2. With `minids.accounting`, V3's config and an H200: how many positions of cache would fill its memory, and how many tokens a second can one sequence of 131,072 positions get at most, if reading the cache is all that takes time?
 # <details><summary>Expected</summary>70,272 bytes a position over 61 layers: 2.0 million positions fill 141 GB. One token reads 9.2 GB: 1.9 ms, 521 tokens a second at most.</details>
 

@@ -64,7 +64,7 @@ for name, layer in rivals.items():
 #
 # ### Your prediction
 #
-# Below, two small models train on the same text: a dense one, and one with 64 experts, with equal arithmetic per token. An MoE's step takes longer, so in the same **seconds** it makes fewer. When both have trained for the same seconds, about 10 to 15 on two cores, how many bits per byte will the MoE be ahead? Negative means behind; both end somewhere between 2 and 2.4 bits per byte. Write a number in place of `None`.
+# Below, two small models train on the same text: a dense one, and one with 64 experts, with equal arithmetic per token. An MoE's step takes longer, so in the same **seconds** it makes fewer. When both have trained for the same seconds, less than a minute, how many bits per byte will the MoE be ahead? Negative means behind; both end far below 8, which is the text stored as it is. Write a number in place of `None`.
 
 # %%
 my_guess = None  # bits per byte, such as 0.1 or -0.1
@@ -408,7 +408,7 @@ class Run:
 
 
 # %% [markdown]
-# The cell takes about 80 seconds on two idle cores, and prints a line for each seed.
+# The cell takes its time, a minute or more on two cores, and prints a line for each seed.
 
 # %% tags=["nbval-ignore-output"]
 STEPS, SEEDS, EVERY = (12, 2, 3) if fast() else (400, 3, 25)
@@ -438,7 +438,7 @@ panels[0].legend(loc="upper right")
 plots.show(fig, "Held-out loss of dense and MoE over steps and over time, for each seed.")
 
 # %% [markdown]
-# The two pictures show the same runs. Left, at equal steps, both have read the same text, and a token cost the same arithmetic. Right, at equal seconds, the dense model has read more (100% are the seconds that a seed's MoE took for all its steps). The lines lie close, so the next figure shows their difference: **MoE minus dense**, seed by seed, at each test of the MoE.
+# The two pictures show the same runs. Left, at equal steps, both have read the same text, and a token cost the same arithmetic. Right, at equal seconds, the dense model has read more (the right edge is the time that a seed's MoE took for all its steps). The lines lie close, so the next figure shows their difference: **MoE minus dense**, seed by seed, at each test of the MoE.
 
 
 # %%

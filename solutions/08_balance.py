@@ -30,7 +30,7 @@ _ = torch.manual_seed(0)
 #
 # In lesson 07 a **router** gave each token **scores** $s_i$ between 0 and 1, one for each of $E$ **experts** (small feed-forward networks), and sent it to the $A$ best. The **load** of an expert is the number of tokens that it gets. The cross-entropy, the loss that is trained, rewards good predictions alone: nothing in it asks for equal loads.
 #
-# What happens then? Below, a model of two such layers is trained for 80 steps: $E = 16$, $A = 2$, each layer with one shared expert besides, $T = 64$ tokens in each of $B = 16$ **sequences** of a step. Those are 1,024 tokens and 2,048 choices, on average 128 for each expert. Reading the text and training take about 10 seconds.
+# What happens then? Below, a model of two such layers is trained for 80 steps: $E = 16$, $A = 2$, each layer with one shared expert besides, $T = 64$ tokens in each of $B = 16$ **sequences** of a step. Those are 1,024 tokens and 2,048 choices, on average 128 for each expert. Reading the text and training take less than a minute, mostly.
 
 # %% tags=["nbval-ignore-output"]
 STEPS, SEEDS, E, A, T = (6 if fast() else 80), (2 if fast() else 3), 16, 2, 64
@@ -277,7 +277,7 @@ for what, (chosen, gates, scores) in (("before", before), ("after", after)):
 #
 # **Question:** at which $\gamma$ does MaxVio not come down to the dotted floor within 300 steps, for the biases are still on their way? At which does it stay above, for they oscillate? What does more `skew` do to both?
 #
-# <details><summary>Answer</summary>With 0.001 the biases move by 0.3 at most: just enough for a skew of 1 (MaxVio 0.26), too little from 1.5 on. 0.003 arrives up to a skew of 2. 0.01 arrives sooner, and settles a little above the floor. At 0.03 MaxVio settles at more than twice the floor, at 0.1 at six times and more, however long you wait: each step throws busy experts below the mean and idle ones above it, and the next one back. More skew means a longer way, so a small γ needs more steps; and the oscillation grows too: with 0.03 MaxVio ends at 0.36 for a skew of 0.5, at 1.48 for 2.5.</details>
+# <details><summary>Answer</summary>With 0.001 the biases move by 0.3 at most: just enough for a skew of 1, too little from 1.5 on. 0.003 arrives up to a skew of 2. 0.01 arrives sooner, and settles a little above the floor. At 0.03 it settles clearly above the floor, at 0.1 far above, however long you wait: each step throws busy experts below the mean and idle ones above it, and the next one back. More skew means a longer way, so a small γ needs more steps; and the oscillation grows too: compare where it ends with 0.03 for a skew of 0.5 and of 2.5.</details>
 
 
 # %%
@@ -327,7 +327,7 @@ explore(draw, alt="MaxVio and biases over 300 simulated steps", size=(8, 3.4), *
 # | bias | 0 | 0.005 |
 # | strong loss | 1 | 0 |
 #
-# Why not V3's $\gamma = 0.001$ and $\alpha = 0.0001$? In 80 steps the one moves a bias by 0.08 at most; the gradient of the other would be less than a hundredth of the prediction's (measured below).
+# Why not V3's $\gamma = 0.001$ and $\alpha = 0.0001$? In 80 steps the one moves a bias by 0.08 at most; the gradient of the other would be tiny beside the prediction's (measured below).
 #
 # ### Your prediction
 #
@@ -524,7 +524,7 @@ for name in ("no balancing", "auxiliary loss"):
         print(f"the sum is turned by {turned:2.0f}°")
 
 # %% [markdown]
-# Nearly all angles are within 30° of 90°: the larger part of $g_{bal}$ is sideways to the prediction. Beyond 94°, twice what chance gives, the rest works against the prediction; below 86° it works with it. The lengths decide: with a large $\alpha$ the router follows almost nothing but balance, the price of the strong loss in the race. With a small one the prediction leads, and more imbalance stays (its table). The bias has no gradient and pulls on no weight; what must be chosen for it is a speed, $\gamma$.
+# Most angles are nearer to 90° than to 0° or 180°: the larger part of $g_{bal}$ is sideways to the prediction. Beyond 94°, twice what chance gives, the rest works against the prediction; below 86° it works with it. The lengths decide: with a large $\alpha$ the router follows almost nothing but balance, the price of the strong loss in the race. With a small one the prediction leads, and more imbalance stays (its table). The bias has no gradient and pulls on no weight; what must be chosen for it is a speed, $\gamma$.
 
 # %% [markdown]
 # ## When does it not pay?

@@ -716,12 +716,12 @@ plots.show(fig, "Left, time on one device; right, of 8 devices the fullest has e
 # %% [markdown]
 # On one device the arithmetic does not change with skew, so the time changes little; all to one may even save: one expert's matrices are read instead of 64. Compare the dashed line with the right half, which rises to 8. (MaxVio, lesson 08: how far the fullest expert is above the mean, in means. A busy machine's clock scatters; run it again.)
 #
-# Why then balance at all? First, an expert that nobody chooses does not learn. Second, the right half: DeepSeek spreads experts over GPUs. All wait for the fullest: if it has eight times the mean, the experts' part of a step takes eight times as long. That is arithmetic, from the loads; the order of experts there is by load, the worst case.
+# Why then balance at all? First, an expert that nobody chooses does not learn. Second, the right half: DeepSeek spreads experts over GPUs. All wait for the fullest: however many times the mean it has, so many times as long the experts' part of a step takes. That is arithmetic, from the loads; the order of experts there is by load, the worst case.
 
 # %% [markdown]
 # ## Named GPUs, by arithmetic
 #
-# V2-Lite's routed experts, 16,384 tokens, bfloat16, forward: both products. Backward, each product needs two more of the same size, one for its rows' gradient and one for its weights': together three times the time.
+# V2-Lite's routed experts, 16,384 tokens, bfloat16, forward: both products. Backward, each product needs two more of the same size, one for its rows' gradient and one for its weights': together 1 + 2 = 3 times the time.
 
 
 # %%
@@ -778,7 +778,7 @@ machine.recorded("moe")
 #
 # The first product of a layer with V2-Lite's widths; fair shares, rounded; every expert's matrix that is used is read once. Left: the rows of each expert, and its padding. Right, by the roofline: the arithmetic of the rows (needed), that of whole tiles (padded), and the traffic (memory).
 #
-# <details><summary>Answer</summary>Of the sizes here from 4,096 tokens on: 286 µs of arithmetic against 204 µs of memory; with 2,048 it is 143 against 179. Below, padding costs no time: with 256 tokens 62% of the rows are padding, and their 48 µs hide behind 157 µs of memory. 256 experts have four times the matrices to read, and a quarter of the rows each: memory sets the time up to 8,192 tokens. With tiles of 128 it is the padding there, 764 µs instead of 573.</details>
+# <details><summary>Answer</summary>Of the sizes here from 4,096 tokens on. Below, padding costs no time: with 256 tokens most of the rows are padding, and their arithmetic hides behind the memory. 256 experts have four times the matrices to read, and a quarter of the rows each: memory sets the time up to 8,192 tokens, with tiles of 128 the padding does there.</details>
 
 
 # %%
@@ -944,9 +944,9 @@ else:
 # Each begins with `import minids`.
 #
 # 1. Older layers give each expert room for `1.25 n / E` rows and drop what exceeds it. Take `minids.moe.reference`, 64 experts, top-6, 1,024 tokens, scores drawn at random, to which `2 * (e < 8)` is added before the top-k. What share of the choices is dropped? (Seed 0, `torch.randn`.)
-# <details><summary>Expected</summary>57.5%: each of the eight favoured experts has about 560 rows, and room for 120. V3 drops none.</details>
+# <details><summary>Expected</summary>More than half: each of the eight favoured experts has several hundred rows, and room for 120. V3 drops none.</details>
 # 2. Let V3's router be fair. With tiles of 128 rows, how many tokens does a layer need so that less than 10% of the multiply-adds are padding? Simulate with `dispatch_plan`, then derive it: how large is an expert's padding on average?
-# <details><summary>Expected</summary>About 18,000. What is left over in a last tile is anything from 0 to 127 with nearly equal chance, so an expert has about 64 rows of padding, whatever its load. Its rows are 8 T / 256 = T / 32, and 64 is 10% of T / 32 + 64 at T = 18,432. (One layer on one GPU; over more GPUs, each has fewer experts and the tokens of all.)</details>
+# <details><summary>Expected</summary>About 18,000. What is left over in a last tile is anything from 0 to 127 with nearly equal chance, so an expert has about 64 rows of padding, whatever its load. Its rows are 8 T / 256 = T / 32, and of T / 32 + 64 = 640 rows, at T = 18,432, that is 64/640 = 10%. (One layer on one GPU; over more GPUs, each has fewer experts and the tokens of all.)</details>
 
 # %%
 status()

@@ -40,7 +40,7 @@ for dtype in (torch.bfloat16, fp8):
     print(f"H200, {dtype}: {gpu.flops[dtype] / 1e12:,.0f} TFLOP/s (published)")
 
 # %% [markdown]
-# Half the memory and traffic, up to twice the speed of products. And the price? To see it on real numbers we need a model: two layers, $D = 256$ columns, trained for some seconds on the text of lesson 01.
+# Half the memory and traffic, and by NVIDIA's datasheets twice the speed of products. And the price? To see it on real numbers we need a model: two layers, $D = 256$ columns, trained for some seconds on the text of lesson 01.
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 3 if fast() else 24
@@ -130,7 +130,7 @@ for name, t in tensors.items():
     print(f"with a scale {snr(t, one_scale(t)):4.1f} dB")
 
 # %% [markdown]
-# Without a scale the gradients are simply gone. With one scale for each tensor all is well: the error has less than a thousandth of the energy.
+# Without a scale the gradients are simply gone. With one scale for each tensor all is well: the error has a tiny share of the energy.
 #
 # Until an **outlier** comes: one number that is far larger than the others. In large language models single activations have been seen that were 100,000 times as large as others ("massive activations", 2402.17762). Here one of half a million numbers is made 100,000 times as large as the typical one, then a million times. What happens to the OTHERS?
 
@@ -400,7 +400,7 @@ if wrong_scale is not None:  # the controls are there
 wrong_scale
 
 # %% [markdown]
-# <details><summary>Answer</summary>Too small is bad at once: with half the scale the largest numbers saturate. Too large does nothing for a long time: for the activations about 12 powers of 2, a factor of 4,096. Numbers slide to smaller exponents, and each exponent has the same 8 numbers; harm begins where numbers of TYPICAL size reach the subnormals. In SwiGLU and the logit gradients the largest number is some 20 and 40 times the typical one, not 4 to 6 times: typical numbers lie further to the left from the start, and there is less room.</details>
+# <details><summary>Answer</summary>Too small is bad at once: with half the scale the largest numbers saturate. Too large does nothing for a long time: for the activations many powers of 2 (the next cell counts them). Numbers slide to smaller exponents, and each exponent has the same 8 numbers; harm begins where numbers of TYPICAL size reach the subnormals. In SwiGLU and the logit gradients the largest number is further above the typical one than in the others (amax / typical, below): typical numbers lie further to the left from the start, and there is less room.</details>
 #
 # The next cell says it for all five.
 
@@ -618,12 +618,12 @@ for name, curve in curves.items():
 guess.compare(first_damage(curves["E4M3, one scale"]))
 
 # %% [markdown]
-# "One outlier ruins everything" is true of whole numbers at once, and of E4M3 only beyond some 25,000 times the typical number. That is the strength of a floating-point format: its digits do not depend on the scale, only its range does.
+# "One outlier ruins everything" is true of whole numbers at once, and of E4M3 only far later, as the lines above say. That is the strength of a floating-point format: its digits do not depend on the scale, only its range does.
 
 # %% [markdown]
 # ## Which tensor needs what?
 #
-# Now without planted outliers. Four granularities, three formats, five real tensors. Two numbers each: the SNR over all numbers, and after the bar that of the worst tenth of the 1 × 128 tiles (the tile that is worse than 90% of the others). The second one tells whether small numbers far from the large ones survive: the first hardly notices them.
+# Now without planted outliers. Four granularities, three formats, five real tensors. Two numbers each: the SNR over all numbers, and after the bar that of the worst tenth of the 1 × 128 tiles (the tile that only a tenth of the others does worse than). The second one tells whether small numbers far from the large ones survive: the first hardly notices them.
 
 
 # %%
@@ -689,7 +689,7 @@ print(f"E4M3 is better than E5M2 by {min(better):.1f} to {max(better):.1f} dB in
 # %% [markdown]
 # What these numbers say:
 #
-# - **Three bits of mantissa are worth about 31 dB**, whatever the scale, while numbers stay above the subnormals; E5M2 has one bit fewer, and 6 dB less.
+# - **Three bits of mantissa are worth much the same in every tensor**, whatever the scale, while numbers stay above the subnormals; E5M2 has one bit fewer: 6 dB less.
 # - **In E4M3 this small model hardly needs tiles.** They mostly add that the largest number of each becomes exactly 448, without error; a power-of-2 scale gives that up.
 # - **int8 needs them**, for the logit gradients most of all, then for SwiGLU. With them its worst tenth beats E4M3's on every tensor: without outliers equal steps are better.
 # - **The logit gradients are a case of their own.** One number in each row, that of the right token, has nearly all the energy, and often is the amax, stored without error: the SNR over all is high. Look at the other number: with one scale int8 makes zeros of whole tiles. (DeepSeek-V3 keeps its head out of FP8.)
@@ -702,7 +702,7 @@ print(f"E4M3 is better than E5M2 by {min(better):.1f} to {max(better):.1f} dB in
 # And large models do have the outliers that this one lacks: besides the massive activations above, a 7B model in FP8 has diverged after 200 billion tokens, because SwiGLU had begun to make outliers (2409.12517). Nothing of that shows in the first seconds of a small model. Scales for a few numbers are an insurance against what nobody measured.
 
 # %% [markdown]
-# ### What does 31 dB mean for the model?
+# ### What do these decibels mean for the model?
 #
 # Replace all its weight matrices (not embedding and head) by what comes back from FP8, or from other formats: how much does the loss on held-out text change?
 
@@ -722,7 +722,7 @@ for w, original in zip(matrices, originals, strict=True):
     w.copy_(original)
 
 # %% [markdown]
-# One or two thousandths up or down are chance: rounding hits both ways. And that is the forward pass with rounded weights alone; training rounds activations and gradients too, and adds up long sums of products: lessons 11 and 12.
+# The smallest of these differences are chance, up or down: rounding hits both ways. And that is the forward pass with rounded weights alone; training rounds activations and gradients too, and adds up long sums of products: lessons 11 and 12.
 #
 # ## What scales cost
 #
@@ -832,7 +832,7 @@ print(f"times its multipliers it comes back with {error:.1f} dB")
 #
 # 1. E4M3 keeps every normal number to within 1/16, from $2^{-6}$ to 448; a scale moves that window over the tensor.
 # 2. A scale that is too small is fatal, one that is too large is harmless up to some hundred- or thousandfold: so it may be a power of 2.
-# 3. Tiles buy range, not digits: they matter where the largest number is more than some 25,000 times the typical one (with int8 some 6 times), and cost 3% (0.8% as ue8m0).
+# 3. Tiles buy range, not digits: they matter where numbers that count lie further apart than E4M3's full precision reaches, $448 / 2^{-6} = 28{,}672$-fold (with int8 far earlier), and cost $4/128 = 3.1\,\%$ (as ue8m0 $1/128 = 0.8\,\%$).
 
 # %% [markdown]
 # ## Quiz

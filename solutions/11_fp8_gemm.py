@@ -67,7 +67,7 @@ for K in (128, 256, 512):
     print(f"{K} products in a sum of 14 bits: {error:.2%} off")
 
 # %% [markdown]
-# Four times as many products, several times the error. In a transformer $K$ is a width: 7,168 in DeepSeek-V3, up to 18,432 inside its dense layers.
+# More products, more error. In a transformer $K$ is a width: 7,168 in DeepSeek-V3, up to 18,432 inside its dense layers.
 #
 # ### Your prediction
 #
@@ -245,7 +245,7 @@ guess.compare(100 * at_4096["14 bits"], how="imitated")
 # %% [markdown]
 # **Positive numbers:** the sum grows like $K$, and the unit with it. Each product loses on average half a unit, always in the same direction, so the losses add up. Rounding the factors is different: it goes up as often as down, so its errors cancel, more and more with growing $K$. Soon the short sum is by far the worst of all errors.
 #
-# **Both signs:** the sum grows like $\sqrt K$ only, and the losses have both signs too: they cancel. Here the rounding of the factors is worse than the sum at every $K$, six times at $K$ = 16,384.
+# **Both signs:** the sum grows like $\sqrt K$ only, and the losses have both signs too: they cancel. Here the rounding of the factors is worse than the sum at every $K$, and by far at the largest.
 #
 # So promotion is a cure for **bias**, an error that always pulls the same way. For $K$ = 4096 the report gives nearly 2% as the largest relative error, from a test of random matrices: between the errors of our two kinds.
 
@@ -555,7 +555,7 @@ for name in ("plain", "yours"):
 # %% [markdown]
 # The plain loop waits with **1**: it sends the next tile while one is still being multiplied. Yours waits with **0**, for it needs the partial sum *now*, to scale it. In that time this program's tensor core has nothing to do: it is **drained** at each tile of $K$.
 #
-# That is why a simple block-scaled kernel can be slower than cuBLAS in BF16. For one product, 4096×24576×7168 on an H200, 355 TFLOP/s for a public Triton kernel and 1,066 for **DeepGEMM**, DeepSeek's own library, follow from times that others published; we have not measured them.
+# That is why a simple block-scaled kernel can be slower than cuBLAS in BF16. For one product, 4096×24576×7168 on an H200, the times in [SGLang's pull request 3893](https://github.com/sgl-project/sglang/pull/3893) give 355 TFLOP/s for its Triton kernel and 1,066 for **DeepGEMM**, DeepSeek's own library; we have not measured them.
 #
 # What cures it:
 #
@@ -683,7 +683,7 @@ for gpu in ("H200", "H100", "RTX 4090"):
 #
 # **Question:** an H200, a Linear with $N = K = 4096$, both kernels at 100% of their peaks. From how many rows on does FP8 win? What changes if the weights are ready (box unticked)? Then set FP8 to 18% of its peak, which is what 355 TFLOP/s are: is there still a shape where it wins? And at 54%, which is DeepGEMM's 1,066?
 #
-# <details><summary>Answer</summary>From about 750 rows on, by up to 1.7 times. With the weights ready it is ahead at all sizes of the picture: with few rows the bytes set the time, and FP8 reads half as many. At 18% nothing wins, at any width, for the FLOPs alone take longer than in BF16; only with the weights ready do up to some 64 rows, where bytes count. At 54% it depends on what BF16 reaches: against 100% FP8 stays behind at this width, if only just; against 80% it is ahead from about 1,400 rows on.</details>
+# <details><summary>Answer</summary>From about 750 rows on, and by less than the two peaks promise, for quantising takes its share. With the weights ready it is ahead at all sizes of the picture: with few rows the bytes set the time, and FP8 reads half as many. With the slow kernel nothing wins, at any width, for the FLOPs alone take longer than in BF16; only with the weights ready do up to some 64 rows, where bytes count. With DeepGEMM's share it depends on what BF16 reaches: against its peak FP8 stays behind at this width, if only just; against four fifths of the peak it is ahead from about 1,400 rows on.</details>
 
 
 # %%
@@ -727,7 +727,7 @@ explore(
 # - **Without the units:** on a CPU and before sm_89 FP8 is only more work, as you timed.
 # - **Narrow layers:** below 600 columns or so (900 on an H100) quantising $x$ costs more than the product can save. A model for a laptop consists of such layers.
 # - **Few rows in training:** the weights are quantised for each step, whatever the rows.
-# - **A kernel that drains:** at 355 TFLOP/s no large shape wins, for BF16's peak is 989.
+# - **A kernel that drains:** at the Triton kernel's rate above no large shape wins, for BF16's peak is far higher.
 # - **Numbers of both signs, for accuracy alone:** there promotion repairs the smaller error. It is needed because nobody knows in advance which sums are one-sided, and the scales of each tile need its multiplications anyway.
 #
 # End to end the gain is smaller again, for a training step is not made of these products alone: lesson 12.
@@ -740,7 +740,7 @@ explore(
 # - Promotion every $N_C$ = 128 along $K$, 4 wgmmas; Hopper keeps about 14 bits; nearly 2% relative error at $K$ = 4096 without it.
 # - Activations and gradients in tiles of 1×128, weights in blocks of 128×128; all three products of a Linear in E4M3.
 # - While one group of warps promotes, another one multiplies: two wgmmas are typically on their way at a time, the first cure above.
-# - **DeepGEMM** is the public kernel: 777 to 1,500 TFLOP/s on an H800 for $M$ = 4096. FP8's peak there is 1,979.
+# - **DeepGEMM** is the public kernel; its [README](https://github.com/deepseek-ai/DeepGEMM) reports up to 1,550 TFLOP/s on an H800, whose peak in FP8 is 1,979.
 #
 # What came after: from V3.1 on every scale is a power of two.
 
@@ -777,9 +777,9 @@ explore(
 # Each begins with `import minids`.
 #
 # 1. The first version of the report (section 3.5.2) says that 32 products of FP8 numbers need 34 bits to be added exactly. Draw random codes (all 254 numbers alike, `minids.fp8.reference.decode_e4m3`), make products in float64, and find from how many bits on `add_limited` equals the exact sum.
-# <details><summary>Expected</summary>With 30 bits about half of the sums are exact, with 34 about 97%, with 36 all: from 2^17 (448²) down to 2^-18 there are 36 places.</details>
+# <details><summary>Expected</summary>With 30 bits many of the sums are exact, with 34 nearly all, with 36 all: from 2^17 (448²) down to 2^-18 there are 36 places.</details>
 # 2. Write a variant of `matmul_limited` that keeps 14 bits and never promotes, but rounds to the nearest unit instead of cutting. Put it into the figure of error over K, for positive numbers. How much of the error was the bias of cutting?
-# <details><summary>Expected</summary>Most of it: at K = 4096 the error falls from about 8% to about half a percent, for rounding goes up as often as down.</details>
+# <details><summary>Expected</summary>Most of it: at K = 4096 the error falls to a small part of what it was, for rounding goes up as often as down.</details>
 
 # %%
 status()

@@ -8,7 +8,7 @@
 #   - say along which dimension each tensor of a Linear must be quantised, and why one layout cannot serve all
 #   - write Fprop, Dgrad and Wgrad in FP8, and a forward and backward pass made of them
 #   - measure what an FP8 Linear keeps for its backward pass
-#   - test the claim "within 0.25% of BF16" over several seeds, and say what the seeds allow to say
+#   - test the report's claim "within 0.25% of BF16" over several seeds, and say what the seeds allow to say
 #   - show when blocks ruin gradients, and when the weights' updates vanish
 # ---
 
@@ -391,7 +391,7 @@ for name, a, b, c in zip(("y", "dx", "dW"), wide, yours, shipped, strict=True):
     print(f"{name:2} yours: {off(b, a):.2%} off float32, {off(b, c):.0e} off minids' Fp8Linear")
 
 # %% [markdown]
-# 3 to 4 percent, three times. Rounding to three bits of mantissa errs by up to 1/16, in the root mean square some 2.6% ($x$ in the table after exercise 3), and both factors are rounded: $\sqrt 2 \cdot 2.6\,\% = 3.7\,\%$ is the size to expect. The length of the sum does not matter: errors and results both grow as its root, as long as signs are mixed.
+# Nearly the same, three times. Rounding to three bits of mantissa errs by up to 1/16, in the root mean square by what the table after exercise 3 says for $x$, and both factors are rounded: $\sqrt 2$ times that is the size to expect. The length of the sum does not matter: errors and results both grow as its root, as long as signs are mixed.
 #
 # (minids' own `Fp8Linear` takes Triton kernels on a GPU with FP8, and such an emulation elsewhere. It warns about that once.)
 #
@@ -424,7 +424,7 @@ for kind in (torch.nn.Linear, MyFp8Linear):
         print(f"    {list(t.shape)!s:12} {str(t.dtype)[6:]:14} {t.nbytes:9,} bytes")
 
 # %% [markdown]
-# One byte a number instead of two, and 4 bytes of scale for 128 of them in $x$: 3% more. And the whole model, all its layers, for one step of training?
+# One byte a number instead of two, and 4 bytes of scale for 128 of them in $x$, $4/128 = 3.1\,\%$ more. And the whole model, all its layers, for one step of training?
 
 # %%
 totals = {}
@@ -598,9 +598,9 @@ def say(title, tensors):
 say("the model of the race, training text:", real)
 
 # %% [markdown]
-# Nearly no difference: gradients of unlike size, and blocks do not mind. Lesson 10 says why: FP8 is a **floating-point** format. E4M3 has full precision from 448 down to $2^{-6}$, a factor of 28,672, nearly $2^{15}$. A token whose gradient is 100 times smaller than its neighbour's just takes smaller exponents.
+# Nearly no difference: gradients of unlike size, and blocks do not mind. Lesson 10 says why: FP8 is a **floating-point** format. E4M3 has full precision from 448 down to $2^{-6}$, a factor of 28,672, nearly $2^{15}$. A token whose gradient is a hundredth of its neighbour's just takes smaller exponents.
 #
-# So a block fails only when tokens differ by more than that. When do they? Gradients shrink with what is left to learn: a token that is predicted with a probability of 99.99% has a gradient ten thousand times smaller than one that comes as a surprise. A small model, after seconds, is never that sure. But you can make it sure: let it learn 8 pieces of text **by heart**. Then mix them with new text, in turns.
+# So a block fails only when tokens differ by more than that. When do they? Gradients shrink with what is left to learn: a token that is predicted with a probability of 0.9999 has a ten-thousandth of the gradient of one that comes as a surprise. A small model, after seconds, is never that sure. But you can make it sure: let it learn 8 pieces of text **by heart**. Then mix them with new text, in turns.
 
 # %% tags=["nbval-ignore-output"]
 known, sure = [t[:ROWS, :T] for t in (inputs, targets)], copy.deepcopy(plain)
@@ -635,7 +635,7 @@ fig.legend(handles, names, loc="outside lower center", ncols=2, markerscale=4, f
 plots.show(fig, "Errors of dx by token: they rise for small gradients with blocks, not with tiles.")
 
 # %% [markdown]
-# There it is. Tiles do not care about a token's size; with blocks the smallest lose their digits (at 100% a gradient has become 0, or noise). The share of such tokens grows as a model gets surer of its text. That this is what stopped the 16B model is **our reading**: the experiment shows the mechanism, not that run.
+# There it is. Tiles do not care about a token's size; with blocks the smallest lose their digits (an error as large as the gradient: it has become 0, or noise). The share of such tokens grows as a model gets surer of its text. That this is what stopped the 16B model is **our reading**: the experiment shows the mechanism, not that run.
 #
 # Why does a loss not notice at once? Small gradients weigh little in a sum: the error of ALL of $dx$ together, in the explorer's title, stays where it was.
 
@@ -646,7 +646,7 @@ plots.show(fig, "Errors of dx by token: they rise for small gradients with block
 #
 # **Question:** from which spread on do blocks ruin small tokens in E4M3, and in E5M2? Why do tiles never care? What is E5M2's price?
 #
-# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the 3% (at 2^-13, before the dotted 2^-15, as a block's largest number is some 4 times a typical one); at 16 an eighth of all is worse than 10%, at 20 a third, and one in ten is gone. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 instead of 2^15. Its price is twice the error for every token, at any spread: 5%. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
+# <details><summary>Answer</summary>E4M3: up to a spread of 12 blocks and tiles are alike. From 13 on the smallest tokens leave the line of the others (at 2^-13, before the dotted 2^-15, for a block's largest number is some powers of 2 above a typical one); the title counts those above a tenth, more and more with the spread. One scale for all fails at the same spread, for each block holds loud tokens already. E5M2 holds out until about 28: its full precision spans a factor of 2^30 instead of 2^15. Its price is twice the error for every token, at any spread, for it has one bit less. That is the bargain of earlier recipes, E5M2 for gradients; V3 takes E4M3 and gives the range to the scales instead. A tile holds one token's numbers only, so its scale follows the token. The error of all of dx does not move: small tokens weigh nothing in it.</details>
 
 
 # %%
@@ -794,7 +794,7 @@ for name, gain in gains.items():
 # %% [markdown]
 # A warning about short experiments: from scratch, at the rate 0.01 of the race, do E4M3 weights lose at all? Compare `bits(train(0, loss=kept_in(in_e4m3)))` with `found["base"][0]`. There many updates are larger than the gap between two numbers (look at the left end of the figure), and what rounding does to the others is noise, which may even help for a while. At the rates of a long training it does harm.
 #
-# The same holds for every **long sum of small numbers**, such as gradients added up over many batches. Products may be rough; what is kept and added to may not. The optimizer's averages (moments) are no such sums: a step renews 5 to 10% of them (V3: β 0.9 and 0.95), far more than half a gap of BF16, 0.4% at most. V3 saw no loss with BF16 there (section 3.3.3).
+# The same holds for every **long sum of small numbers**, such as gradients added up over many batches. Products may be rough; what is kept and added to may not. The optimizer's averages (moments) are no such sums: a step renews $1 - 0.95 = 5\,\%$ or $1 - 0.9 = 10\,\%$ of them (V3's two β), far more than half a gap of BF16, $1/256 = 0.4\,\%$ at most. V3 saw no loss with BF16 there (section 3.3.3).
 #
 # What DeepSeek-V3 keeps (section 3.3):
 #
@@ -853,7 +853,7 @@ machine.recorded("fp8")
 # ## When does it not pay?
 #
 # - **Small matrices:** below the widths above quantising eats the gain, even with kernels that reach their peaks; with others (lesson 11) the limit is far higher.
-# - **A training step is more than Linears:** attention, norms, the optimizer, waiting for other GPUs. Published gains end to end, not measured here: torchao 10 to 25% on a model of 8 billion parameters; FP8 in blocks on a 30B mixture of experts 1%; nanochat 17% for its model of depth 26, and slower than BF16 for depth 12.
+# - **A training step is more than Linears:** attention, norms, the optimizer, waiting for other GPUs. Published gains end to end, not measured here: [torchao's README](https://github.com/pytorch/ao/tree/main/torchao/float8) has up to 25% for a model of 8 billion parameters; [nanochat's log](https://github.com/karpathy/nanochat/blob/master/dev/LOG.md) 17% at depth 26, about 5% at equal quality, and a loss of speed at depth 12.
 # - **Old cards:** without FP8 units (before sm_89: A100, RTX 30) it is only more work.
 # - **Memory:** codes of $W$ come on top of the master weights; only activations get smaller.
 # - **Doubt:** a run that diverges is lost whole; FP8 saves a part of one.

@@ -7,7 +7,7 @@ stand at the ends of the lines. Nothing here touches matplotlib's global state, 
     fig, axes = figure()
     axes.plot(context, seconds, label="MLA")
     label_lines(axes)
-    show(fig, alt="Seconds per token grow with context; MLA's half as fast.")
+    show(fig, alt="Seconds per token grow with context; MLA's more slowly.")
 """
 
 import base64

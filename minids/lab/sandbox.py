@@ -207,7 +207,7 @@ def set_device(device):
 def poisoned_memory():
     """Have torch.empty and its kin give NaN instead of whatever the memory held."""
     mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would load the compiler: 3 seconds
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would load the compiler, slowly
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
