@@ -75,6 +75,17 @@ def test_a_right_answer_passes_and_comes_back(notebook, said):
     ]
 
 
+def test_a_pass_alone_renews_the_landing_page(said, monkeypatch):
+    from minids.lab import landing
+
+    renewed = []
+    monkeypatch.setattr(landing, "renew", lambda: renewed.append(True))
+    rejected(lambda x, weight, eps: x, said)
+    assert not renewed
+    accepted(right, said)
+    assert renewed == [True]
+
+
 def test_a_wrong_answer_gives_the_reference_and_says_why(notebook, said):
     rms_norm = notebook.cell(RMS_NORM.replace(".mean", ".sum"))
     assert check(rms_norm) is REFERENCE

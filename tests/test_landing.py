@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minids.lab import landing
+from minids.lab import landing, progress
 from minids.lab.exercises import by_lesson
 
 SOURCE = """# ---
@@ -20,9 +20,8 @@ NUMBER, EXERCISES = next(iter(by_lesson().items()))
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
+def page(tmp_path):
     """A function that gives the page of two lessons, the second without exercises, for the exercises that passed."""
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / ".minids"))
     for folder in ("solutions", ".minids"):
         (tmp_path / folder).mkdir()
     for name, title in ((f"{NUMBER}_double", "Doubling"), ("99_end", "The end")):
@@ -62,3 +61,24 @@ def test_a_source_that_cannot_be_read_is_named(page, tmp_path, capsys):
     (tmp_path / "solutions" / "50_bad.py").write_text("x = 1\n")
     assert landing.main([], tmp_path) == 1
     assert "START.md cannot be written: 50_bad.py does not begin with front matter" in capsys.readouterr().err
+
+
+def test_a_pass_renews_the_page(page, tmp_path):
+    before, start = page([]), tmp_path / "lessons" / "START.md"
+    progress.update(lambda learnt: learnt.passed.update({EXERCISES[0].id: {"name": EXERCISES[0].name}}))
+    assert start.read_text(encoding="utf-8") == before
+    landing.renew(tmp_path)
+    assert "1 of" in start.read_text(encoding="utf-8") != before
+
+
+def test_a_page_that_is_not_the_learner_s_stays(page, tmp_path, monkeypatch, capsys):
+    landing.renew(tmp_path)
+    assert not (tmp_path / "lessons").exists(), "none is written where there was none"
+    before, start = page([]), tmp_path / "lessons" / "START.md"
+    progress.update(lambda learnt: learnt.passed.update({EXERCISES[0].id: {"name": EXERCISES[0].name}}))
+    (tmp_path / "solutions" / "50_bad.py").write_text("x = 1\n")
+    landing.renew(tmp_path)
+    (tmp_path / "solutions" / "50_bad.py").unlink()
+    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / "elsewhere"))
+    landing.renew(tmp_path)
+    assert start.read_text(encoding="utf-8") == before and not any(capsys.readouterr())

@@ -6,6 +6,7 @@
 nothing is solved runs from top to bottom all the same.
 """
 
+import contextlib
 import difflib
 
 from minids.lab import exercises, progress, solution, tiles
@@ -28,6 +29,7 @@ def check(answer, name=None):
     outcome = Outcome(exercise, FAIL, "", [problem]) if problem else judged(exercise, answer)
     if outcome.verdict == PASS:
         done, everything = progress.passed_in(exercise.lesson, progress.note_pass(exercise, answer))
+        renew_landing_page()
         outcome.details.append(
             f"your {kind(exercise)} is used from here on; {len(done)} of {len(everything)} in lesson {exercise.lesson}"
         )
@@ -88,6 +90,13 @@ def kind(exercise):
 def is_reference(answer, exercise):
     given = answer is exercise.reference or (exercise.kernel is not None and answer is exercise.kernel)
     return given or bool(text_of(answer, "minids_exercise"))
+
+
+def renew_landing_page():
+    with contextlib.suppress(ImportError):  # without PyYAML there is none
+        from minids.lab import landing
+
+        landing.renew()
 
 
 def report(outcome):
