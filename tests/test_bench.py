@@ -123,7 +123,7 @@ def test_no_machine_takes_the_place_of_another(pretend, capsys, monkeypatch):
 def test_several_suites_end_in_one_table(pretend, capsys):
     bench.SUITES["second"] = command.SUITES["second"] = "pretend"
     command.main([])
-    text = capsys.readouterr().out.partition("of roofline")[2]
+    text = capsys.readouterr().out.partition("\nsuite  ")[2]
     assert text.count("work, tokens/s  2 (1-3) fp32") == 2 and "second: skipped peer: it is absent" in text
 
 
@@ -178,6 +178,13 @@ def test_cpu_suite_runs_beside_transformers(tmp_path, capsys):
         assert set(case["best"]) == {"minids", "transformers"} and case["ratio"] > 0
     assert outcome["quick"] and not outcome["skipped"]
     assert "decode at 16" in capsys.readouterr().out
+
+
+def test_a_share_of_the_roofline_is_flops_over_the_measured_product():
+    forms = [{"side": "minids", "form": form, "median": 100.0} for form in ("fp32", "bf16 sdpa eager")]
+    sizes = cpu.Sizes(peaks={"fp32": 1000.0, "bf16": 4000.0})
+    case = cpu.with_shares({"forms": forms}, 5.0, sizes)
+    assert [form["of_roofline"] for form in case["forms"]] == [0.5, 0.125]
 
 
 def test_an_absent_peer_is_skipped_by_name(monkeypatch, capsys):

@@ -11,17 +11,22 @@ sides; minids' loss has the balance loss in it besides. bf16 means autocast over
 weights in prefill and decode. Prefill and decode are one sequence in inference mode, each side with its own cache, only
 the last position's logits; decode is greedy, by a bare loop over the model on both sides (transformers' own `generate`
 would cost it more).
+
+`of_roofline` is the arithmetic's share: the FLOPs that a pass takes at least, over those that a matrix product reaches
+here in that dtype in the same time. Decoding has none: its few MB stay in the processor's cache, so that neither
+products nor the memory bound it.
 """
 
 import itertools
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from minids.bench import harness
+from minids import accounting
+from minids.bench import harness, peaks
 from minids.config import ModelConfig
 from minids.model import Transformer
 from minids.numerics import relative_error
@@ -40,6 +45,7 @@ class Sizes:
     prefill: int = 1024
     new_tokens: int = 32
     rounds: int = 5
+    peaks: dict = field(default_factory=dict)  # FLOP/s of a matrix product, by dtype
 
 
 QUICK = Sizes(batch=2, seq_len=16, contexts=(16, 32), prefill=16, new_tokens=2, rounds=1)
@@ -127,6 +133,7 @@ def run(quick=False, save=None, until=None):
     cfg = ModelConfig.preset("tiny", max_position_embeddings=max(sizes.contexts) + ROOM)
     sides, skipped = open_sides(cfg)
     check_agreement(sides, cfg)
+    sizes.peaks = {form: peaks.measure(dtype, size=128 if quick else 1024).flops for form, dtype in DTYPES.items()}
     settings = {**vars(sizes), "config": cfg.to_hf(), "tokens": "random, seed 0"}
     cases = {"training": partial(training, sides, cfg, sizes), "prefill": partial(prefill, sides, cfg, sizes)}
     cases |= {f"decode at {context}": partial(decode, sides, cfg, sizes, context) for context in sizes.contexts}
@@ -171,7 +178,8 @@ def training(sides, cfg, sizes):
     contenders = contend(sides, "training", step, lambda side, form: side.use(form, training=True))
     note = "forward + backward + zero_grad, no optimizer step"
     name = f"training {sizes.batch}×{sizes.seq_len}"
-    return harness.measure(name, contenders, inputs.numel(), sizes.rounds, note=note)
+    case = harness.measure(name, contenders, inputs.numel(), sizes.rounds, note=note)
+    return with_shares(case, accounting.train_flops_per_token(cfg, sizes.seq_len), sizes)
 
 
 def prefill(sides, cfg, sizes):
@@ -188,9 +196,17 @@ def prefill(sides, cfg, sizes):
         model, cache = state
         side.forward(model, prompt, cache)
 
-    return harness.measure(
-        f"prefill {sizes.prefill}", contend(sides, "prefill", fill, prepare), sizes.prefill, sizes.rounds
-    )
+    contenders = contend(sides, "prefill", fill, prepare)
+    case = harness.measure(f"prefill {sizes.prefill}", contenders, sizes.prefill, sizes.rounds)
+    head = 2 * cfg.vocab_size * cfg.hidden_size * (1 - 1 / sizes.prefill)  # needed for the last position only
+    return with_shares(case, accounting.train_flops_per_token(cfg, sizes.prefill) / 3 - head, sizes)
+
+
+def with_shares(case, flops_per_token, sizes):
+    """The case, each form with its share of what a matrix product of its dtype reaches on this machine."""
+    for form in case["forms"]:
+        form["of_roofline"] = form["median"] * flops_per_token / sizes.peaks[form["form"].split()[0]]
+    return case
 
 
 def decode(sides, cfg, sizes, context):

@@ -63,14 +63,15 @@ def columns(rows):
 
 
 def rate_rows(outcome):
-    """A row per case: minids' rate, the best other's, and the ratio."""
-    rows = [("", "minids", "beside it", "ratio")]
+    """A row per case: minids' rate, the best other's, the ratio, and minids' share of the roofline."""
+    rows = [("", "minids", "beside it", "ratio", "of roofline")]
     for case in outcome["cases"]:
         others = sorted((f for s, f in case["best"].items() if s != "minids"), key=lambda form: -form["median"])
         peer = f"{others[0]['side']} {cell(others[0])}" if others else "-"
         ratio = f"{case['ratio']:.2f}×" if case["ratio"] else "-"
         own = cell(case["best"]["minids"]) if "minids" in case["best"] else "-"
-        rows.append((f"{case['case']}, {case['unit']}", own, peer, ratio))
+        share = case["best"].get("minids", {}).get("of_roofline")
+        rows.append((f"{case['case']}, {case['unit']}", own, peer, ratio, f"{share:.0%}" if share else "-"))
     return rows
 
 
