@@ -13,7 +13,7 @@ import torch
 from minids.lab.compare import describe
 from minids.lab.exercise import cases, is_float, leaves
 from minids.lab.observe import NO_GRADIENT, gradients, leaf_arguments, observe
-from minids.lab.sandbox import learners_line
+from minids.lab.sandbox import learners_line, plain_state
 from minids.lab.show import show
 
 USED = {  # the exercises whose functions the model can be made of, by the place where they work
@@ -76,7 +76,8 @@ class Part:
     def problem(self, args):
         """Why the learner's function cannot be used for `args`, "" where it does the same as the reference."""
         if any(callable(argument) for argument in args):  # a trial would run parts of the model twice
-            seen = observe(self.exercise, self.own, cases(self.exercise)[0])
+            with plain_state():
+                seen = observe(self.exercise, self.own, cases(self.exercise)[0])
             return str(seen.trouble or words_of(seen.call.error)) if seen.failed else ""
         try:
             got = results(self.own, self.exercise, args)
