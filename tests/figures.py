@@ -45,7 +45,8 @@ FIGURES = [
 ]
 SOURCE = re.compile(
     r"\b\d{4}\.\d{5}\b|https?://|\b(?:section|table|appendix|eq\.) (?:\d|[A-Z]\b)|\bV[23](?:\.\d)? reports\b"
-    r"|(?<![Ww]e )(?<!to )\b(?:report|paper|abstract|README|data ?sheet|whitepaper)(?:'?s)?\b"
+    r"|\b(?:[Tt]he|[Ii]ts|[Tt]heir|V[23](?:\.\d)?|[A-Z]\w+'s) (?:report|paper|abstract)\b"
+    r"|\b(?:README|data ?sheets?|whitepaper)\b"
 )
 DEFINED = {"60 seconds", "3600 seconds", "3,600 seconds", "86400 seconds", "86,400 seconds", "60 minutes", "24 hours"}
 EQUATION = re.compile(r"(?<![\w.])(\d[\d.,]*(?:\s*[-+·×/]\s*\d[\d.,]*)+)\s*=\s*([\d.,]*\d)\s*(%?)")
@@ -67,6 +68,7 @@ PLAIN = [
 LEAD = re.compile(r":\**\s*$")
 QUESTION = re.compile(r"(?s)\s*\*\*(?:\d+\.|Question:)\*\*.*\?\s*")
 BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|\n(?=\|)")
+STYLE = re.compile(r"\{[^{}]*:[^{}]*;[^{}]*\}")  # of a page, in CSS
 GAP = "\0"  # what an f-string puts in
 SENTENCE = re.compile(r"(?<=[.!?])[\"*)]*\s+(?=[A-Z(*\"`\[])")
 
@@ -171,6 +173,7 @@ def unfounded_in_code(code, known=(), comments=True):
     A string that is nothing but a share labels an axis, and claims nothing.
     """
     for _, text in texts(code, comments):
+        text = STYLE.sub(" ", text)
         label = re.fullmatch(rf"{DIGITS}%", text)
         yield from (pair for pair in unfounded(text) if not label and number(pair[0]) not in known)
 

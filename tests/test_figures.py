@@ -185,6 +185,7 @@ TYPED = [
     "Three bits are worth 31 dB.",
     "The card drew 650 W.",
     "We report 2.3 times faster decoding.",
+    "Our report: 2.3 times faster.",
     "- a list\n- 80 ms a step",
     "| rung | speed |\n|---|---|\n| MLA | 812 tokens/s |",
     "What is it? It is 2.3 times faster.",
@@ -268,6 +269,7 @@ def test_a_measurement_in_a_string_is_caught(code):
         'axes.set_yticks([0.1, 1], ["10%", "100%"])',
         'print(f"H800: {3000e9 / peak:.0%} of its peak")',
         'print("seconds", "bits per byte", "4W")',
+        'STYLE = "img { max-width: 100%; height: auto; }"',
     ],
 )
 def test_what_code_puts_in_is_none(code):
