@@ -341,7 +341,7 @@ def cost(flops_per_token, tokens, peak, mfu, price, each=3600.0):
 
 
 @TRAINING_COST.wrong(
-    "You multiply by the MFU: at 40% of the peak the run takes LONGER, so peak · mfu stands below the line."
+    "You multiply by the MFU: at a smaller share of the peak the run takes LONGER, so peak · mfu stands below the line."
 )
 def mfu_above(flops_per_token, tokens, peak, mfu, price):
     return cost(flops_per_token, tokens, peak, 1 / mfu, price)
