@@ -53,7 +53,7 @@ class Sizes:
     lr: float
     new_tokens: int = 16
     rounds: int = 5
-    heldout_bytes: int = 2**18
+    heldout_bytes: int = 2**17
 
 
 def sizes_for(device, quick):
@@ -229,8 +229,8 @@ def train_all(models, text, sizes, outcome, save, seconds, patience):
     A machine that has become slower may take `patience` times as long; what is not begun by then is skipped.
     """
     cases, began = [case for case in outcome["cases"] if case["train_tokens_per_s"]], time.monotonic()
-    text.bits_per_byte(Learner(models[cases[-1]["case"]], text, 0).model)  # the slowest
-    evaluation = 2 * sizes.seeds * len(cases) * (time.monotonic() - began)
+    evaluation = [text.evaluation_seconds(Learner(models[case["case"]], text, 0).model) for case in cases]
+    evaluation = 2 * sizes.seeds * sum(evaluation)
     by_time, by_flops, each = plan(cases, sizes, seconds, evaluation)
     outcome["settings"]["seconds_each"] = each
     if each < LEAST and patience < math.inf:

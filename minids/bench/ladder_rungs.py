@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from minids import accounting, corpus, data, fp8, optim
+from minids.bench import harness
 from minids.config import ModelConfig
 from minids.model import Transformer
 from minids.numerics import has_fast_bf16, seed_everything
@@ -90,6 +91,16 @@ class Text:
         with self.precision():
             sizes = self.sizes.seq_len, self.sizes.batch_size
             return data.heldout_bits_per_byte(model, self.tokenizer, self.heldout, *sizes)
+
+
+    @torch.no_grad()
+    def evaluation_seconds(self, model):
+        """About what bits_per_byte takes: the windows that it reads, by the time of one batch of them."""
+        tokens = len(data.encode_files(self.tokenizer, self.heldout.heldout))
+        batches = -(-len(data.window_starts(tokens, self.sizes.seq_len)[0]) // self.sizes.batch_size)
+        inputs, _ = self.batch(0, 0)
+        with self.precision():
+            return batches * min(harness.wall_clock(lambda: float(model(inputs).sum())) for _ in range(2))
 
 
 class Learner:
