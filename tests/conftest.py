@@ -36,6 +36,7 @@ def poison(monkeypatch):
 
         def filled(*args, original=original, **kwargs):
             tensor = original(*args, **kwargs)
-            return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max // 2)
+            index = 10**9 if tensor.itemsize >= 4 else 1
+            return tensor.fill_(float("nan") if tensor.is_floating_point() else index)
 
         monkeypatch.setattr(owner, name, filled)

@@ -5,13 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_mode import DEVICE, DTYPES, MARKS, interpreted, on_a_gpu
 
 from minids import triton_env
 from minids.numerics import TOLERANCE, relative_error, seed_everything
 
-pytest.importorskip("triton")
-if triton_env.mode() == "absent":
-    pytest.skip("triton was imported without TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True)
 if triton_env.mode() == "gpu" and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip(f"{torch.cuda.get_device_name()} does not multiply FP8 (sm_89 does)", allow_module_level=True)
 
@@ -23,13 +21,9 @@ from minids.fp8 import quantize_kernels as quantisers
 from minids.lab.meter import call
 from minids.layers import silu_mul
 
-DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
-pytestmark = [pytest.mark.usefixtures("poison")]
-pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
-interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
+pytestmark = MARKS
 E4M3, NAN = torch.float8_e4m3fn, float("nan")
 EXACT = 1e-5 if DEVICE == "cpu" else 1e-3  # Hopper's tensor cores add 128 products with about 14 bits
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 POWER = pytest.mark.parametrize("power_of_2", [False, True])
 ENDS = [[3], [0], [0, 70, 70, 260, 300], [128, 256, 300], [300, 300, 300], [1, 130, 131, 258, 259, 300], [0, 0, 300]]
 
@@ -492,7 +486,7 @@ def test_a_card_without_fp8_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU: the other tests of this file are interpreted")
+@on_a_gpu
 def test_published_sizes_on_a_gpu():
     """Where the tensor cores add 128 products with about 14 bits; a layer of DeepSeek-V3, 4 experts of V2-Lite."""
     x, w = torch.randn(4096, 7168, device=DEVICE), torch.randn(2112, 7168, device=DEVICE)

@@ -7,25 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from minids import triton_env
-from minids.numerics import TOLERANCE, relative_error, seed_everything
-
-pytest.importorskip("triton")
-if triton_env.mode() == "absent":
-    pytest.skip("triton was imported without TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True)
+from kernel_mode import DEVICE, DTYPES, MARKS, interpreted, on_a_gpu
 
 from minids import ModelConfig
 from minids.lab.meter import meter
 from minids.moe import Experts, MoE, dispatch_kernels, kernels, reference
+from minids.numerics import TOLERANCE, relative_error, seed_everything
 
-DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
-pytestmark = [pytest.mark.usefixtures("poison")]
-pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
-on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU: the other tests of this file are interpreted")
-interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
+pytestmark = MARKS
 IMPLS = ["triton"] if DEVICE == "cuda" else ["triton", "torch"]  # grouped_mm on a GPU is made for bf16
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 # Inputs ----------------------------------------------------------------------------------------------------------
