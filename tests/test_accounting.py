@@ -37,6 +37,15 @@ def test_published_counts_of_dense_models(name, count):
     assert accounting.parameters(cfg) == (count, count - cfg.vocab_size * cfg.hidden_size)
 
 
+def test_deepseek_moe_16b():
+    """2401.06066's model has plain attention with experts; the count is that of transformers' modules."""
+    names = {"attention": "mha", "scoring_func": "softmax", "topk_method": "greedy", "num_hidden_layers": 28}
+    names |= {"hidden_size": 2048, "vocab_size": 102400, "num_attention_heads": 16, "num_key_value_heads": 16}
+    names |= {"intermediate_size": 10944, "moe_intermediate_size": 1408, "n_shared_experts": 2}
+    cfg = ModelConfig(**names, n_routed_experts=64, num_experts_per_tok=6)
+    assert accounting.parameters(cfg).total == 16_375_728_128
+
+
 def test_both_conventions_of_active_parameters():
     assert f"{accounting.parameters(V3).active / 1e9:.2f}" == "36.63"
     assert f"{accounting.active_with_embedding(V3) / 1e9:.2f}" == "37.55"
@@ -120,9 +129,8 @@ def test_hours_and_dollars_of_v3():
     assert (202 + 10 + 82) == 294  # R1, thousands of dollars
     assert f"{1 - 172.8 / 300.6:.1%}" == "42.5%"  # V2 against the 67B, hours per trillion tokens
     rate = 1e12 / (180e3 * 3600)  # tokens per second and GPU
-    assert (
-        f"{accounting.mfu(accounting.train_flops_per_token(V3, 4096), rate, 'H800'):.0%}" == "39%"
-    )  # as in table 4 of ISCA
+    share = accounting.mfu(accounting.train_flops_per_token(V3, 4096), rate, "H800")
+    assert f"{share:.0%}" == "39%"  # as in table 4 of ISCA
 
 
 def routers(cfg):
@@ -214,6 +222,17 @@ def test_a_step_takes_the_longer_of_both():
     assert step == pytest.approx(2 * accounting.parameters(LLAMA).active / (8 * 4.8e12))
     step = accounting.decode_seconds(LLAMA, 10**5, 0, "H200", gpus=8)
     assert step == pytest.approx(2 * 10**5 * accounting.parameters(LLAMA).active / (8 * 989.5e12))
+
+
+def test_fine_experts_make_more_teams():
+    """2401.06066: each expert cut into four, and four times as many chosen."""
+    coarse, fine = small(n_routed_experts=16, num_experts_per_tok=2), small(n_routed_experts=64, num_experts_per_tok=8)
+    teams = [math.comb(cfg.n_routed_experts, cfg.num_experts_per_tok) for cfg in (coarse, fine)]
+    assert teams == [120, 4_426_165_368]
+    quarter = accounting.moe_parameters(small(n_routed_experts=64, num_experts_per_tok=8, moe_intermediate_size=16))
+    whole = accounting.moe_parameters(small(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=64))
+    shared = 3 * 32 * (64 - 16)  # the one shared expert is narrower too
+    assert quarter.active == whole.active - shared + 48 * (32 + 1)  # equal, but for the router's rows
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
