@@ -19,7 +19,7 @@ __all__ += ["load_tokenizer"]
 END_OF_TEXT = "<|endoftext|>"  # token id 0
 
 
-def load_tokenizer(corpus, vocab_size, cache_dir=None):
+def load_tokenizer(corpus, vocab_size):
     """A byte-level BPE of up to `vocab_size` tokens, trained on corpus.train and cached; 0 is the end of a text.
 
     What it encodes decodes to the same bytes. Raises DataError for a vocabulary too small for the 256 bytes.
@@ -38,7 +38,7 @@ def load_tokenizer(corpus, vocab_size, cache_dir=None):
         tokenizer.save(str(path))
 
     name = f"bpe-{vocab_size}-{corpus.hash}.json"
-    tokenizer = cached(name, cache_dir or corpus.cache_dir, train, lambda path: Tokenizer.from_file(str(path)))
+    tokenizer = cached(name, corpus.cache_dir, train, lambda path: Tokenizer.from_file(str(path)))
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" within a text is that text
     return tokenizer
 

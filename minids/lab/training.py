@@ -69,9 +69,9 @@ def precision():
     return torch.autocast("cpu", torch.bfloat16, has_fast_bf16(torch.device("cpu")))
 
 
-def load_text(vocab_size=2048, spec="stdlib"):
-    """The Text of a corpus (Python's standard library unless `spec` names another), its vocabulary cached."""
-    corpus = data.load_corpus(spec)
+def load_text(vocab_size=2048):
+    """The Text of Python's standard library, its vocabulary cached."""
+    corpus = data.load_corpus("stdlib")
     tokenizer = data.load_tokenizer(corpus, vocab_size)
     tokens = data.encode_files(tokenizer, corpus.train)
     return Text(corpus, tokenizer, tokens, sum(map(len, corpus.train)) / len(tokens))
@@ -167,10 +167,10 @@ def one_step(run, optimizers, loss, step, done, seed, rate):
     return nats
 
 
-def sample(run, prompt, new_tokens=60, temperature=0.7, seed=0):
-    """What the model writes after `prompt`."""
+def sample(run, prompt):
+    """What the model writes after `prompt`: 60 tokens."""
     ids = torch.tensor([run.text.tokenizer.encode(prompt).ids])
-    out = generate(run.model, ids, new_tokens, temperature, 0.95, seed=seed)
+    out = generate(run.model, ids, 60, temperature=0.7, top_p=0.95, seed=0)
     run.model.train()
     return run.text.tokenizer.decode(out[0].tolist())
 
