@@ -263,7 +263,8 @@ def test_the_module_drafts_from_its_cache_what_it_would_from_all_tokens():
     ids, _ = speculate(model, prompt, 25)
     handle.remove()
     (want,) = model.mtp_hidden(ids, model.hidden(ids))
-    assert relative_error(torch.cat(outputs, 1)[:, : want.shape[1]], want) < 1e-12
+    error = relative_error(torch.cat(outputs, 1)[:, : want.shape[1]], want)
+    assert error < TOLERANCE[torch.float32], "the routers' logits are fp32"
 
 
 def test_what_cannot_be_drafted_is_refused():
