@@ -1,7 +1,7 @@
 """What every model is made of: RMSNorm, RoPE with YaRN, SwiGLU, causal attention with a cache, and the loss.
 
-RMSNorm, RoPE and SwiGLU take `impl`: "auto" runs the Triton kernel (layer_kernels.py) on a GPU and torch elsewhere;
-"triton" asks for the kernel, on a CPU in the interpreter; "torch" never takes it.
+RMSNorm, RoPE, SwiGLU and the loss take `impl`: "auto" runs the Triton kernel (layer_kernels.py, loss_kernels.py) on a
+GPU and torch elsewhere; "triton" asks for the kernel, on a CPU in the interpreter; "torch" never takes it.
 
 RoPE turns each pair (2i, 2i+1) of a vector by position * f_i, and leaves it in place, as hub checkpoints have it; then
 the product of a query and a key depends on the distance of their positions alone. YaRN (2309.00071) stretches the slow
@@ -182,11 +182,13 @@ def causal_attention(q, k, v, scale):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[..., :width].transpose(1, 2)
 
 
-def linear_cross_entropy(x, weight, targets):
+def linear_cross_entropy(x, weight, targets, impl="auto"):
     """See LinearCrossEntropy; the products are in autocast's dtype where it is on. x [N,D], weight [V,D]."""
-    dtype = product_dtype(x)
+    dtype, function = product_dtype(x), LinearCrossEntropy.apply
+    if use_kernel(impl, x, "the loss"):
+        from minids.loss_kernels import linear_cross_entropy as function
     with torch.autocast(x.device.type, enabled=False):
-        return LinearCrossEntropy.apply(x, weight, targets, dtype, torch.is_grad_enabled())
+        return function(x, weight, targets, dtype, torch.is_grad_enabled())
 
 
 def product_dtype(x):

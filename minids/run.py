@@ -67,8 +67,10 @@ class Run:
     def batch(self, step):
         """(inputs, targets) [B,T] of `step`, on the run's device."""
         sizes = self.args["batch_size"], self.args["seq_len"]
-        inputs, targets = data.batch(self.tokens, step, self.args["seed"], *sizes)
-        return inputs.to(self.args["device"]), targets.to(self.args["device"])
+        tensors = data.batch(self.tokens, step, self.args["seed"], *sizes)
+        if self.args["device"].startswith("cuda"):  # else the copy would wait for the GPU's step before it
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return tuple(tensor.to(self.args["device"], non_blocking=True) for tensor in tensors)
 
     def train_step(self, steps):
         """Take one step of `steps`; gives the cross-entropy in nats, MaxVio (0-dim both) and the loads [layers,E]."""

@@ -17,7 +17,7 @@ FILE_LINES, FUNCTION_LINES, KERNEL_LINES = 300, 40, 90
 # A module imports what stands above it: never one of its own row, never one below. A folder counts as one module.
 ORDER = [
     ["presets", "numerics", "functions", "files", "triton_env"],
-    ["config", "layer_kernels", "grouped_kernels"],
+    ["config", "layer_kernels", "grouped_kernels", "loss_kernels"],
     ["layers"],
     ["gqa", "mla", "moe", "fp8"],
     ["decode"],
