@@ -379,7 +379,23 @@ print(f"V3 in FP8: {whole / 1e9:.0f} GB; eight H800 hold {8 * card / 1e9:.0f}, e
 print(f"{8 * accounting.GPUS['H200'].memory / 1e9:.0f}")
 
 # %% [markdown]
-# These are bounds: even shares, no network, no software, nobody waiting. But they show what sets a price: how many users share a step. One user alone on that machine could not be served at DeepSeek's price.
+# These are bounds: even shares, no network, no software, nobody waiting. But they show what sets a price: how many users share a step. One user alone on that machine could not be served at DeepSeek's price. Where on the roofline does a step stand?
+
+# %% tags=["hide-input"]
+points = {}
+for name, size, b in (("deepseek-v3", 1, 1), ("deepseek-v3", 1, 64), ("deepseek-v3", 1, 1024),
+                      ("qwen2.5-72b", 2, 64)):  # fmt: skip
+    cfg = accounting.published(name)
+    nbytes = sum(accounting.decode_bytes(cfg, b, 4096, size))
+    points[f"{name}, {b}"] = accounting.decode_flops(cfg, b, 4096), nbytes
+fig, axes = plots.figure(7.5, 4.2)
+plots.roofline(axes, ["H200"], points)
+plots.show(fig, "Steps of decoding under the roofline of an H200, all left of the ridge.")
+for name, (flops, nbytes) in points.items():
+    print(f"{name:17} {flops / nbytes:5.1f} FLOP per byte; ridge {accounting.ridge('H200'):.0f}")
+
+# %% [markdown]
+# Even with a thousand users a step of these is bound by memory (left of the ridge): bytes set the price, and the card's arithmetic idles. That is what FP8 weights and a small cache are for in serving.
 #
 # What does reality say? In its overview of a day of serving (read second-hand) DeepSeek names 226.75 nodes of eight H800 on average, its tokens, and the prices below. Cache **hits** are input tokens whose latents were kept from an earlier request.
 
@@ -577,7 +593,7 @@ print(f"V2 in 16 bits against Qwen2.5-72B in 16: {1 - 2 * ours / qwen:.1%} fewer
 #
 # ### 4 · "Only a fraction of the model is active, which saves energy"
 #
-# **The FLOPs: right. The energy: only as far as time falls, and that depends on the batch.** Neither report publishes an energy. Measured here: one dense layer, and 16 experts of which a token visits 2, with as many parameters in all. At the same watts, energy is time.
+# **The FLOPs: right. The energy: only as far as time falls, and that depends on the batch.** We found no published energy for V3. Measured here: one dense layer, and 16 experts of which a token visits 2, with as many parameters in all. At the same watts, energy is time.
 
 # %% tags=["nbval-ignore-output"]
 D, width = 512, 4096
@@ -635,7 +651,15 @@ print(f"an A100, one row, reading one byte instead of two: {byte / half:.2f} of 
 # %% [markdown]
 # An A100 has no such units. It can STORE FP8: the weights take half the memory, and where reading is the bottleneck (few rows) a kernel that widens them on the fly may gain up to the last line. The computing itself becomes slower, by the widening. That is how this processor does it too.
 #
-# Where the claim comes from: V3 trained in FP8 on H800 cards. But an H800 is an H100 with slower links between cards (2505.09343), so it HAS the units; it is restricted, not old. Users of older cards meet the difference as an error, `fp8e4nv not supported` (ktransformers, issue 851).
+# Perhaps the claim comes from V3's training in FP8 on H800 cards. But an H800 is an H100 with slower links between cards (2505.09343), so it HAS the units; it is restricted, not old. Users of older cards meet the difference as an error, `fp8e4nv not supported` (ktransformers, issue 851).
+#
+# | headline | verdict |
+# |---|---|
+# | V3 for about 6 million | right as rent for the final run; all else is left out |
+# | prices 20 times lower | right for one pair of models; prices are no costs |
+# | MLA drastically reduces memory | right for the cache; of the whole only with many long contexts |
+# | a fraction is active, saves energy | right for FLOPs; bytes and time say how much of it |
+# | FP8 is faster on older hardware | wrong: it takes new units; what old cards gain is bytes |
 
 # %% [markdown]
 # ## When does it not pay?
