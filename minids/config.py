@@ -69,7 +69,7 @@ class ModelConfig:
     scoring_func: str = "sigmoid"
     topk_method: str = "noaux_tc"
     aux_loss_alpha: float = 0.0001  # sequence-wise balance loss, V3 eq. 17
-    num_nextn_predict_layers: int = 0
+    num_nextn_predict_layers: int = 0  # modules of multi-token prediction (MTP), V3 section 2.2
     max_position_embeddings: int = 4096
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None
