@@ -198,7 +198,7 @@ my_train_steps = check(train_steps)
 # %% [markdown]
 # ## A minute of training
 #
-# First some of your steps, to see that the loss falls. Then a minute of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve.
+# First some of your steps, to see that the loss falls. Then a minute of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve. The batches are small, 1,024 tokens, so that a minute holds many steps.
 
 # %% tags=["nbval-ignore-output"]
 text = load_text(vocab_size=cfg.vocab_size)
@@ -210,7 +210,15 @@ bits = nats / torch.log(torch.tensor(2.0)) / text.bytes_per_token
 print("bits per byte, step by step:", ", ".join(f"{b:.2f}" for b in bits))
 
 # %% tags=["nbval-ignore-output"]
-trained = train_live(model, text, minutes=minutes(1), sample_at=(20, 40))
+ROWS, LENGTH = 8, 128
+
+
+def short(model, inputs, targets):
+    """The loss of ROWS pieces of LENGTH tokens of a batch."""
+    return model.loss(inputs[:ROWS, :LENGTH], targets[:ROWS, :LENGTH])
+
+
+trained = train_live(model, text, minutes=minutes(1), loss=short, sample_at=(20, 40))
 
 # %% [markdown]
 # ## What it knows
@@ -218,7 +226,7 @@ trained = train_live(model, text, minutes=minutes(1), sample_at=(20, 40))
 # Bits per byte on **held-out** files, which no step has seen; on the first of them, so that it is quick. gzip and xz compress the same files.
 
 # %% tags=["nbval-ignore-output"]
-corpus, count = text.corpus, 2 if fast() else 12
+corpus, count = text.corpus, 2 if fast() else 8
 some = data.Corpus("held out", corpus.train, corpus.heldout[:count], cache_dir=corpus.cache_dir)
 my_bits_per_byte = mine("bits_per_byte")
 with torch.no_grad():
@@ -328,7 +336,7 @@ print(f"{calls['linear_backward']}, both {narrow.parts.linear_forward.owner}")
 # | rung | attention | feed-forward | products |
 # |---|---|---|---|
 # | MHA | keys and values for each head | dense | BF16 or FP32 |
-# | GQA | heads share them, the cache as small as MLA's, or a little larger | dense | |
+# | GQA | heads share them: as few as can be, with a cache no smaller than MLA's | dense | |
 # | MLA | latents | dense | |
 # | MLA+MoE | latents | experts | |
 # | MLA+MoE+FP8 | latents | experts | FP8 |
@@ -400,10 +408,8 @@ ahead = predict("At equal seconds, how far is MLA+MoE ahead of MHA?", my_second_
 # %% [markdown]
 # First the speed of one training step: all five rungs in turns, by your `train_steps`, on batches of 1,024 tokens. (FP8 is emulated on a processor. Its bar says what emulating costs, and nothing about FP8.)
 
+
 # %% tags=["nbval-ignore-output"]
-ROWS, LENGTH = 8, 128
-
-
 def stepper(rung):
     """A function that makes one training step of a new model of this rung."""
     torch.manual_seed(0)
@@ -453,7 +459,7 @@ class Racer:
 
 
 # %% tags=["nbval-ignore-output"]
-SECONDS = 1.0 if fast() else 14.0
+SECONDS = 1.0 if fast() else 10.0
 racers = {name: Racer(rungs[name]) for name in ("MHA", "MLA+MoE")}
 while min(racer.seconds for racer in racers.values()) < SECONDS:
     min(racers.values(), key=lambda racer: racer.seconds).go()
@@ -535,11 +541,11 @@ if recorded:
 #
 # ## Explore: a token's bytes
 #
-# Decoding is memory traffic: for each token a step reads the weights it needs (once for all **users** who decode together) and each user's cache (lesson 02). Left, the bytes for one token of one user; right, what that allows on an H200 at best.
+# Decoding is memory traffic: a step reads the weights it needs, once for all **users** who decode together, and each user's cache (lesson 02). Left, the bytes for one token of one user; right, what an H200's bandwidth allows at best, all users together.
 #
-# **Questions.** At 1 user and 4,096 tokens, which rung reads most, and why? From how many users on does the cache decide? Which rung gains least from more users?
+# **Questions.** `small`, one user: from which context on does MHA read more cache than weights, and MLA? With 4,096 tokens, what do 16 users change for MHA, and for MLA? Which rung shares its weights worst?
 #
-# <details><summary>Answers</summary>With one user the weights decide, so all rungs read much the same, for they have equal active parameters. With 16 users or more the weights are shared, and MHA's cache stands alone. The experts' model shares its weights worse: different users choose different experts, so a step reads more of them.</details>
+# <details><summary>Answers</summary>MHA from 4,096 tokens on, MLA between 16,384 and 65,536. 16 users share the weights, and nobody's cache: MHA is left with its cache alone and gains little, MLA gains several times as much. The experts' model shares worst: different users choose different experts, so a step reads more and more of them, until all are read.</details>
 
 
 # %%
@@ -562,11 +568,13 @@ def draw(figure, model, users, context):
     read = {name: token_bytes(one, context, users) for name, one in shown}
     values = {n: {"weights": w / 1e6, "cache": c / 1e6} for n, (w, c) in read.items()}
     plots.bars(left, values, form=",.3g")
-    left.set(xlabel="MB read for a token")
-    left.set_title(f"{model}, {users} users, {context:,} tokens each")
+    left.set(xlabel="MB read for a token of one user")
+    many = "s" * (users > 1)
+    left.set_title(f"{model}: {users} user{many}, {context:,} tokens each")
     bandwidth = accounting.GPUS["H200"].bandwidth
-    plots.bars(right, {n: bandwidth * users / (w + c) / users for n, (w, c) in read.items()})
-    right.set(xlabel="tokens/s for one user × users sharing a step", yticklabels=[])
+    speed = {n: bandwidth / (w + c) / 1e3 for n, (w, c) in read.items()}
+    plots.bars(right, speed, form=",.3g")
+    right.set(xlabel="thousand tokens/s of all users, at most", yticklabels=[])
 
 
 # %%
@@ -672,7 +680,7 @@ print("written: .minids/mini_deepseek.html")
 #
 # **4.** MLA's rung has the same loss as GQA's, and trains no faster. Did it pay?
 # <details><summary>no, nothing was gained</summary>Look at what it is for, before you say so.</details>
-# <details><summary>ask for the cache, at equal loss</summary>Yes: here GQA has a cache as small as MLA's, so the question is which of them loses less against MHA.</details>
+# <details><summary>ask for the cache, at equal loss</summary>Yes: GQA's cache here is the larger one, so MLA saved memory for nothing. That is what it is for.</details>
 
 # %% [markdown]
 # ## Homework

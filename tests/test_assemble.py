@@ -5,6 +5,7 @@ import copy
 import re
 import sys
 
+import nbformat
 import pytest
 import torch
 from cells import Notebook
@@ -15,6 +16,7 @@ from minids.lab import check, exercises, keep, plots, portrait, progress, soluti
 from minids.lab.assemble import MiniDeepSeek, Parts
 from minids.lab.judge import PASS, judge
 from minids.lab.parts import KERNELS, USED, disagreement
+from minids.lab.source import ROOT
 from minids.model import Block
 from minids.numerics import relative_error
 
@@ -184,6 +186,16 @@ def watched(run, folder):
     return seen
 
 
+def run_lesson(until):
+    """The names after the unsolved lesson's code cells, up to the one that has `until`, were run."""
+    lesson, notebook = nbformat.read(ROOT / "lessons" / "13_mini_deepseek.ipynb", as_version=4), Notebook()
+    for cell in (cell for cell in lesson.cells if cell.cell_type == "code"):
+        notebook.cell(cell.source)
+        if until in cell.source:
+            return notebook.scope
+    raise AssertionError(f"no cell of the lesson has {until}")
+
+
 WITHIN = {  # parts that a whole has within it when it passed: then the model does not call them by themselves
     "compress_kv": ["apply_rope"],
     "decoupled_rope": ["apply_rope"],
@@ -198,11 +210,15 @@ WITHIN = {  # parts that a whole has within it when it passed: then the model do
 
 
 @pytest.mark.parametrize("half", [0, 1])
-def test_half_of_the_exercises_have_passed(half, home):
+def test_half_of_the_exercises_have_passed(half, home, capsys):
     passed = set(IDS[half::2])
     solve(passed)
     assert set(progress.load().passed) == passed
     assert {path.name.split("_")[0] for path in (home / "passed").iterdir()} == passed
+    scope = run_lesson("twin.load_state_dict")  # it says which parts are yours, and that the model is minids'
+    assert {part.exercise.id for part in scope["own"]} == passed
+    assert not any(part.trouble for part in scope["parts"].all.values())
+    assert f"{len(passed)} of {len(IDS)} parts are yours" in capsys.readouterr().out
     parts = [Parts(), Parts(fp8=True)]
     for one in parts:
         assert {part.exercise.id for part in one.all.values() if part.own} == passed - (
