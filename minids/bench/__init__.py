@@ -14,11 +14,12 @@ SUITES = {
     "mla": "minids.bench.mla",
     "moe": "minids.bench.moe",
     "fp8": "minids.bench.fp8",
+    "train": "minids.bench.train",
     "layers": "minids.bench.layers",
     "cpu": "minids.bench.cpu",
     "ladder": "minids.bench.ladder",
 }
-GPU_SUITES = ("mla", "moe", "fp8", "layers")
+GPU_SUITES = ("mla", "moe", "fp8", "train", "layers")
 RECORDS = Path(__file__).with_name("records")
 
 
