@@ -69,7 +69,7 @@ for name, frame in frames.items():
 #
 # ### Your prediction
 #
-# At the end of this lesson's first half your model trains for one minute. How many **bits per byte** will it then need for text that it never saw? (Lesson 01's dense model had five minutes.) Write a number in place of `None`.
+# At the end of this lesson's first half your model trains for one minute. How many **bits per byte** will it then need for text that it never saw? (Lesson 01's dense model had longer.) Write a number in place of `None`.
 
 # %%
 my_guess = None  # a number of your own, such as 2.5
@@ -198,7 +198,7 @@ my_train_steps = check(train_steps)
 # %% [markdown]
 # ## A minute of training
 #
-# First some of your steps, to see that the loss falls. Then a minute of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve. The batches are small, 1,024 tokens, so that a minute holds many steps.
+# First some of your steps, to see that the loss falls. Then a minute of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve.
 
 # %% tags=["nbval-ignore-output"]
 text = load_text(vocab_size=cfg.vocab_size)
@@ -210,15 +210,7 @@ bits = nats / torch.log(torch.tensor(2.0)) / text.bytes_per_token
 print("bits per byte, step by step:", ", ".join(f"{b:.2f}" for b in bits))
 
 # %% tags=["nbval-ignore-output"]
-ROWS, LENGTH = 8, 128
-
-
-def short(model, inputs, targets):
-    """The loss of ROWS pieces of LENGTH tokens of a batch."""
-    return model.loss(inputs[:ROWS, :LENGTH], targets[:ROWS, :LENGTH])
-
-
-trained = train_live(model, text, minutes=minutes(1), loss=short, sample_at=(20, 40))
+trained = train_live(model, text, minutes=minutes(1), sample_at=(20, 40))
 
 # %% [markdown]
 # ## What it knows
@@ -410,6 +402,9 @@ ahead = predict("At equal seconds, how far is MLA+MoE ahead of MHA?", my_second_
 
 
 # %% tags=["nbval-ignore-output"]
+ROWS, LENGTH = 8, 128
+
+
 def stepper(rung):
     """A function that makes one training step of a new model of this rung."""
     torch.manual_seed(0)
@@ -480,7 +475,7 @@ plots.show(race, "Held-out loss of two rungs over seconds and over steps.")
 #
 # *7 minutes · difficulty ●●○○○*
 #
-# "0.03 bits better" says little. "As good in half the time" says more: draw a line at a loss, and see when each curve gets there. A curve is a list of points, so the time lies between two of them; go straight from one to the other.
+# "A little fewer bits" says little. How many times as fast one gets to the same loss says more: draw a line at a loss, and see when each curve is there. A curve is a list of points, so the time lies between two of them; go straight from one to the other.
 #
 # | name | | |
 # |---|---|---|
@@ -637,7 +632,7 @@ print(f"V3's dense rival would have a SwiGLU of width {my_equal_active_width(v3)
 # %% tags=["nbval-ignore-output"]
 curve, axes = plots.figure(8, 3.2)
 axes.plot([r[0] for r in trained.rows], [r[2] for r in trained.rows], label="training")
-for name, value in {"gzip": some.gzip_bpb, "xz": some.xz_bpb}.items():
+for name, value in {"gzip, held out": some.gzip_bpb, "xz, held out": some.xz_bpb}.items():
     axes.plot([0, trained.rows[-1][0]], [value, value], marker="", label=name)
 axes.set(xlabel="seconds", ylabel="bits per byte")
 plots.label_lines(axes)
