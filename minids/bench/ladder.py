@@ -10,8 +10,9 @@ by a GPU that can, and emulated elsewhere, which shows its error and not its spe
 - Peak memory of a training step, and the cache's bytes per token.
 - Loss: held-out bits per byte (of the first files of the held-out text, see settings), the same batches for all rungs,
   once after equal seconds, once after equal FLOPs (accounting.train_flops_per_token). Seconds become steps by the
-  measured speed; the FLOPs are those that the slowest rung has done in that time. The rate is constant, and falls to
-  zero over the last 30% of the steps: the shorter run is a branch of the longer one.
+  measured speed; the FLOPs are those that the slowest rung has done in that time. An emulated rung has no time that
+  says anything, so it is trained to equal FLOPs alone. The rate is constant, and falls to zero over the last 30% of
+  the steps: the shorter run is a branch of the longer one.
 
 A rung pays where it is better than the one before it with every seed.
 """
@@ -75,7 +76,7 @@ def run(quick=False, save=None, until=None):
     sizes = sizes_for(device, quick)
     text = Text(sizes, device)
     models = rungs(sizes.preset, max(sizes.contexts) + ROOM)
-    cases = [facts(name, rung, sizes.seq_len) for name, rung in models.items()]
+    cases = [facts(name, rung, sizes.seq_len, emulated=rung.fp8 and device == "cpu") for name, rung in models.items()]
     settings = {**asdict(sizes), "device": device, "bf16": has_fast_bf16(torch.device(device)), **text.settings()}
     settings["configs"] = {name: rung.cfg.to_hf() for name, rung in models.items()}
     name = torch.cuda.get_device_name() if device == "cuda" else None
@@ -92,10 +93,10 @@ def run(quick=False, save=None, until=None):
     return outcome
 
 
-def facts(name, rung, seq_len):
+def facts(name, rung, seq_len, emulated):
     """What arithmetic says of a rung; the FLOPs are of training, the cache is in bf16."""
     total, active = accounting.parameters(rung.cfg)
-    found = {"case": name, "unit": "bits/byte", "parameters": total, "active": active}
+    found = {"case": name, "unit": "bits/byte", "parameters": total, "active": active, "emulated": emulated}
     found["flops_per_token"] = accounting.train_flops_per_token(rung.cfg, seq_len)
     return found | {"cache_bytes_per_token": accounting.kv_bytes_per_token(rung.cfg, torch.bfloat16)}
 
@@ -207,19 +208,23 @@ def peak_bytes(learner):
 # Loss at equal time and at equal FLOPs --------------------------------------------------------------------------------
 
 
-def plan(cases, sizes, seconds, evaluation):
+def plan(cases, sizes, seconds, evaluations):
     """({rung: steps at equal time}, {rung: steps at equal FLOPs}, seconds of one training) for `seconds` in all.
 
-    `evaluation` are the seconds of all evaluations together. The FLOPs are those of the rung that does the fewest.
+    `evaluations` {rung: seconds of one} are part of them. The FLOPs are those of the rung that does the fewest in its
+    time; a rung that is emulated has no time of its own, and comes to those FLOPs however long it takes.
     """
     tokens = sizes.batch_size * sizes.seq_len
     step = {case["case"]: tokens / case["train_tokens_per_s"]["median"] for case in cases}
     flops = {case["case"]: tokens * case["flops_per_token"] for case in cases}
-    slowest = min(flops[name] / step[name] for name in step)
-    again = [DECAY * slowest * step[name] / flops[name] for name in step]  # the branch's decay, as a share
-    each = max(0.0, seconds - evaluation) / (sizes.seeds * sum(1 + share for share in again))
-    by_time = {name: max(2, int(each / step[name])) for name in step}
-    by_flops = {name: max(1, min(by_time[name], int(each * slowest / flops[name]))) for name in step}
+    clocked = [case["case"] for case in cases if not case["emulated"]]
+    slowest = min(flops[name] / step[name] for name in clocked)
+    shares = {name: slowest * step[name] / flops[name] for name in step}  # of the time, until the FLOPs are done
+    costs = [1 + DECAY * share if name in clocked else share for name, share in shares.items()]
+    evaluation = sizes.seeds * sum(evaluations[name] * (1 + (name in clocked)) for name in step)
+    each = max(0.0, seconds - evaluation) / (sizes.seeds * sum(costs))
+    by_time = {name: max(2, int(each / step[name])) for name in clocked}
+    by_flops = {name: max(1, min(int(each * slowest / flops[name]), by_time.get(name, 10**9))) for name in step}
     return by_time, by_flops, each
 
 
@@ -229,16 +234,17 @@ def train_all(models, text, sizes, outcome, save, seconds, patience):
     A machine that has become slower may take `patience` times as long; what is not begun by then is skipped.
     """
     cases, began = [case for case in outcome["cases"] if case["train_tokens_per_s"]], time.monotonic()
-    evaluation = [text.evaluation_seconds(Learner(models[case["case"]], text, 0).model) for case in cases]
-    evaluation = 2 * sizes.seeds * sum(evaluation)
-    by_time, by_flops, each = plan(cases, sizes, seconds, evaluation)
+    evaluations = {
+        case["case"]: text.evaluation_seconds(Learner(models[case["case"]], text, 0).model) for case in cases
+    }
+    by_time, by_flops, each = plan(cases, sizes, seconds, evaluations)
     outcome["settings"]["seconds_each"] = each
     if each < LEAST and patience < math.inf:
         outcome["skipped"]["all trainings"] = f"the time given (--minutes) leaves {each:.0f} s for each; give more"
         return
     for case in cases:
         for kind, steps in (("equal_time", by_time), ("equal_flops", by_flops)):
-            case[kind] = {"steps": steps[case["case"]], "bits_per_byte": [], "seconds": []}
+            case[kind] = {"steps": steps.get(case["case"]), "bits_per_byte": [], "seconds": []}
     for seed, case in itertools.product(range(sizes.seeds), cases):
         if time.monotonic() - began > patience * seconds:
             outcome["skipped"][f"{case['case']}, seed {seed}"] = "the time given (--minutes) was over"
@@ -256,6 +262,8 @@ def train_one(learner, case):
     seconds, ends = 0.0, {}
     for kind in ("equal_flops", "equal_time"):
         steps = case[kind]["steps"]
+        if steps is None:
+            continue
         if steps not in ends:
             decay = int(DECAY * steps)
             seconds += timed(learner.train_to, steps - decay)
@@ -264,7 +272,7 @@ def train_one(learner, case):
             ends[steps] = seconds + falling, learner.text.bits_per_byte(one.model)
         for key, value in zip(("seconds", "bits_per_byte"), ends[steps], strict=True):
             case[kind][key].append(value)
-    case["summary"] = f"{statistics.mean(case['equal_time']['bits_per_byte']):.3f} bits/byte at equal time"
+    case["summary"] = f"{statistics.mean(case['equal_flops']['bits_per_byte']):.3f} bits/byte at equal FLOPs"
 
 
 def timed(function, *arguments):

@@ -65,12 +65,12 @@ def verdicts(outcome, brief=False):
     Better means: by more than the spread. A loss must be lower with every seed, a speed's range must lie above. FP8's
     speeds are left out where it is emulated; `brief` leaves out what changes little.
     """
-    cases = [case for case in outcome["cases"] if case.get("equal_time", {}).get("bits_per_byte")]
+    cases = [case for case in outcome["cases"] if case.get("equal_flops", {}).get("bits_per_byte")]
     lines = []
     for below, case in itertools.pairwise(cases):
         found = {"pays in": [], "costs": [], "changes little in": []}
         for name, (low, high, text) in comparisons(below, case, outcome["settings"]).items():
-            if emulated(case, outcome) and ("speed" in name or "decoding" in name):
+            if case["emulated"] and ("speed" in name or "decoding" in name):
                 continue
             sign = -1 if name in BETTER_IS_LESS else 1
             kind = "pays in" if min(sign * low, sign * high) > 0 else "costs"
@@ -83,17 +83,14 @@ def verdicts(outcome, brief=False):
     return lines
 
 
-def emulated(case, outcome):
-    """Whether a case's FP8 products were emulated, so that their speed says nothing."""
-    return "FP8" in case["case"] and outcome["settings"]["device"] != "cuda"
-
-
 def comparisons(below, case, settings):
     """{what: (smallest, largest difference, text)} of a rung and the one below."""
     found = {}
     for kind, name in (("equal_time", "equal time"), ("equal_flops", "equal FLOPs")):
         pairs = zip(below[kind]["bits_per_byte"], case[kind]["bits_per_byte"], strict=False)
         gaps = [after - before for before, after in pairs]
+        if not gaps:  # an emulated rung has no loss at equal time
+            continue
         text = f"{statistics.mean(gaps):+.3f} bits/byte" + (
             f" ({min(gaps):+.3f} to {max(gaps):+.3f})" if len(gaps) > 1 else ""
         )
@@ -139,7 +136,7 @@ def draw(outcome):
     figure = Figure(figsize=(12, 1.3 + 0.42 * len(cases)), layout="constrained")
     every = figure.subplots(1, len(panels), sharey=True)
     for axes, (name, values) in zip(every, panels.items(), strict=True):
-        hollow = [emulated(case, outcome) and "tokens/s" in name for case in cases]
+        hollow = [case["emulated"] and "tokens/s" in name for case in cases]
         draw_panel(axes, name, values, hollow)
     every[0].set_yticks(range(len(cases)), [case["case"] for case in cases])
     every[0].set_ylim(len(cases) - 0.5, -0.5)

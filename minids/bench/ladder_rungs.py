@@ -92,7 +92,6 @@ class Text:
             sizes = self.sizes.seq_len, self.sizes.batch_size
             return data.heldout_bits_per_byte(model, self.tokenizer, self.heldout, *sizes)
 
-
     @torch.no_grad()
     def evaluation_seconds(self, model):
         """About what bits_per_byte takes: the windows that it reads, by the time of one batch of them."""
