@@ -1,4 +1,4 @@
-"""Lesson 13: the frame of a layer, a dense rival with equal active parameters, the training step, reading a curve."""
+"""Lesson 13: the frame of a layer, the training step, a dense rival with equal active parameters, reading a curve."""
 
 import copy
 import math
@@ -176,147 +176,6 @@ def sees_the_result_alone(x, attention, feed_forward, norm_1, norm_2):
 # 13.2 -----------------------------------------------------------------------------------------------------------------
 
 
-def equal_active_width(cfg):
-    """The width of a SwiGLU with which a dense model, all layers alike, has the active parameters of `cfg`, rounded."""
-    columns = 3 * cfg.hidden_size  # of a SwiGLU: what one more column of its width adds
-    experts, layers = accounting.moe_parameters(cfg).active, range(cfg.num_hidden_layers)
-    active = sum(experts if cfg.is_moe_layer(i) else columns * cfg.intermediate_size for i in layers)
-    return round(active / (columns * cfg.num_hidden_layers))
-
-
-EQUAL_ACTIVE_WIDTH = Exercise(
-    "13.2",
-    equal_active_width,
-    minutes=9,
-    sizes=[
-        {"L": 24, "D": 64, "I": 256, "F": 32, "E": 16, "S": 8, "A": 8, "first": 8},
-        {"L": 4, "D": 128, "I": 384, "F": 64, "E": 16, "S": 1, "A": 4, "first": 1},
-        {"L": 61, "D": 7168, "I": 18432, "F": 2048, "E": 256, "S": 1, "A": 8, "first": 3},
-        {"L": 5, "D": 36, "I": 130, "F": 23, "E": 90, "S": 2, "A": 3, "first": 2},
-        {"L": 3, "D": 20, "I": 77, "F": 10, "E": 44, "S": 1, "A": 2, "first": 0},
-    ],
-    hints=[
-        "What does a token meet in the feed-forwards of all layers together: in a dense one, and in one with experts (lesson "
-        "07)? The dense model has the same sum, spread evenly over its layers.",
-        "A SwiGLU of width W is 3·D·W. A layer with experts: E·(D + 1) for the router and its bias, and (S + A)·3·D·F. Add up "
-        "first_k_dense_replace layers of width intermediate_size and the other layers; divide by L·3·D; round.",
-    ],
-)
-
-
-@EQUAL_ACTIVE_WIDTH.inputs
-def _(r, L, D, I, F, E, S, A, first):  # noqa: E741
-    experts = {"n_routed_experts": E, "n_shared_experts": S, "num_experts_per_tok": A, "moe_intermediate_size": F}
-    layers = {"num_hidden_layers": L, "first_k_dense_replace": first}
-    return ModelConfig(hidden_size=D, intermediate_size=I, **experts, **layers)
-
-
-def width(cfg, visited=None, router=True, first=None, over=None, matrices=3, plus=0):
-    """The width with a part of the count replaced; `visited` experts a token, `first` dense layers, divided by `over`."""
-    D, L = cfg.hidden_size, cfg.num_hidden_layers
-    first = cfg.first_k_dense_replace if first is None else first
-    visited = cfg.n_shared_experts + cfg.num_experts_per_tok if visited is None else visited
-    moe = visited * matrices * D * cfg.moe_intermediate_size + router * cfg.n_routed_experts * (D + 1)
-    active = first * 3 * D * cfg.intermediate_size + (L - first) * moe + plus
-    return round(active / (3 * D * (L if over is None else over)))
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "You count all E experts: those are the total parameters. A token meets A routed ones and the S shared ones."
-)
-def equal_total(cfg):
-    return width(cfg, cfg.n_shared_experts + cfg.n_routed_experts)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("The shared experts are missing: every token meets them, besides the A routed ones.")
-def without_shared(cfg):
-    return width(cfg, cfg.num_experts_per_tok)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("Only the shared experts are counted: a token meets A routed ones too.")
-def shared_alone(cfg):
-    return width(cfg, cfg.n_shared_experts)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("One expert is counted: a token meets S shared and A routed ones.")
-def one_expert(cfg):
-    return width(cfg, 1)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("The router is missing: each token is multiplied with all its E rows of D numbers.")
-def without_router(cfg):
-    return width(cfg, router=False)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "The first layers are counted as if they had experts: first_k_dense_replace of them are dense, intermediate_size wide."
-)
-def all_have_experts(cfg):
-    return width(cfg, first=0)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("One layer is counted as dense, whatever first_k_dense_replace says.")
-def one_dense_layer(cfg):
-    return width(cfg, first=1)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "The dense layers and those with experts are swapped: first_k_dense_replace are DENSE, the others have experts."
-)
-def kinds_swapped(cfg):
-    return width(cfg, first=cfg.num_hidden_layers - cfg.first_k_dense_replace)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "You divide by the layers with experts alone: in the dense model ALL L layers have this width, the first ones too."
-)
-def over_expert_layers(cfg):
-    return width(cfg, over=cfg.num_hidden_layers - cfg.first_k_dense_replace)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("That is the sum over all layers: the L layers of the dense model share it.")
-def sum_of_layers(cfg):
-    return width(cfg, over=1)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "That is a number of parameters: a column of a SwiGLU has 3·D of them, so divide by that too."
-)
-def parameters_not_columns(cfg):
-    return width(cfg, over=1 / (3 * cfg.hidden_size))
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("You count two matrices for an expert: a SwiGLU has three, gate, up and down.")
-def two_matrices(cfg):
-    return width(cfg, matrices=2)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "The head is in the count: both models have the same head and attention; only the feed-forwards are compared."
-)
-def with_the_head(cfg):
-    return width(cfg, plus=cfg.hidden_size * cfg.vocab_size)
-
-
-@EQUAL_ACTIVE_WIDTH.wrong(
-    "That is intermediate_size as the config has it: the width of its first layers, not of a dense model with as many "
-    "active parameters."
-)
-def as_it_is(cfg):
-    return cfg.intermediate_size
-
-
-@EQUAL_ACTIVE_WIDTH.wrong("You round down: the nearest whole width is asked for, round(…).")
-def rounded_down(cfg):
-    D, L = cfg.hidden_size, cfg.num_hidden_layers
-    moe = accounting.moe_parameters(cfg).active
-    first = cfg.first_k_dense_replace
-    return (first * 3 * D * cfg.intermediate_size + (L - first) * moe) // (3 * D * L)
-
-
-# 13.3 -----------------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Run:
     """A model in training and its optimizers; two with one seed are the same at their start."""
@@ -342,7 +201,7 @@ def train_steps(run, batches, bias_rate, clip):
 
 
 TRAIN_STEPS = Exercise(
-    "13.3",
+    "13.2",
     train_steps,
     minutes=10,
     sizes=[
@@ -486,6 +345,18 @@ def mean_reported(run, batches, bias_rate, clip):
     return train_steps(run, batches, bias_rate, clip).mean()
 
 
+@TRAIN_STEPS.wrong("You give a list: torch.stack(losses) makes one tensor [steps] of it.")
+def list_reported(run, batches, bias_rate, clip):
+    return list(train_steps(run, batches, bias_rate, clip))
+
+
+@TRAIN_STEPS.wrong(
+    "You give a list of Python numbers: keep the tensors, without .item(), and give torch.stack of them."
+)
+def numbers_reported(run, batches, bias_rate, clip):
+    return train_steps(run, batches, bias_rate, clip).tolist()
+
+
 @TRAIN_STEPS.wrong("Only the last step's loss comes back: collect them in a list, and stack it at the end.")
 def last_reported(run, batches, bias_rate, clip):
     return train_steps(run, batches, bias_rate, clip)[-1]
@@ -523,6 +394,147 @@ def after_the_step(run, batches, bias_rate, clip):
 @TRAIN_STEPS.wrong("Inputs and targets are swapped: model.loss(inputs, targets), in the order of the pair.")
 def inputs_swapped(run, batches, bias_rate, clip):
     return train_steps(run, [pair[::-1] for pair in batches], bias_rate, clip)
+
+
+# 13.3 -----------------------------------------------------------------------------------------------------------------
+
+
+def equal_active_width(cfg):
+    """The width of a SwiGLU with which a dense model, all layers alike, has the active parameters of `cfg`, rounded."""
+    columns = 3 * cfg.hidden_size  # of a SwiGLU: what one more column of its width adds
+    experts, layers = accounting.moe_parameters(cfg).active, range(cfg.num_hidden_layers)
+    active = sum(experts if cfg.is_moe_layer(i) else columns * cfg.intermediate_size for i in layers)
+    return round(active / (columns * cfg.num_hidden_layers))
+
+
+EQUAL_ACTIVE_WIDTH = Exercise(
+    "13.3",
+    equal_active_width,
+    minutes=9,
+    sizes=[
+        {"L": 24, "D": 64, "I": 256, "F": 32, "E": 16, "S": 8, "A": 8, "first": 8},
+        {"L": 4, "D": 128, "I": 384, "F": 64, "E": 16, "S": 1, "A": 4, "first": 1},
+        {"L": 61, "D": 7168, "I": 18432, "F": 2048, "E": 256, "S": 1, "A": 8, "first": 3},
+        {"L": 5, "D": 36, "I": 130, "F": 23, "E": 90, "S": 2, "A": 3, "first": 2},
+        {"L": 3, "D": 20, "I": 77, "F": 10, "E": 44, "S": 1, "A": 2, "first": 0},
+    ],
+    hints=[
+        "What does a token meet in the feed-forwards of all layers together: in a dense one, and in one with experts (lesson "
+        "07)? The dense model has the same sum, spread evenly over its layers.",
+        "A SwiGLU of width W is 3·D·W. A layer with experts: E·(D + 1) for the router and its bias, and (S + A)·3·D·F. Add up "
+        "first_k_dense_replace layers of width intermediate_size and the other layers; divide by L·3·D; round.",
+    ],
+)
+
+
+@EQUAL_ACTIVE_WIDTH.inputs
+def _(r, L, D, I, F, E, S, A, first):  # noqa: E741
+    experts = {"n_routed_experts": E, "n_shared_experts": S, "num_experts_per_tok": A, "moe_intermediate_size": F}
+    layers = {"num_hidden_layers": L, "first_k_dense_replace": first}
+    return ModelConfig(hidden_size=D, intermediate_size=I, **experts, **layers)
+
+
+def width(cfg, visited=None, router=True, first=None, over=None, matrices=3, plus=0):
+    """The width with a part of the count replaced; `visited` experts a token, `first` dense layers, divided by `over`."""
+    D, L = cfg.hidden_size, cfg.num_hidden_layers
+    first = cfg.first_k_dense_replace if first is None else first
+    visited = cfg.n_shared_experts + cfg.num_experts_per_tok if visited is None else visited
+    moe = visited * matrices * D * cfg.moe_intermediate_size + router * cfg.n_routed_experts * (D + 1)
+    active = first * 3 * D * cfg.intermediate_size + (L - first) * moe + plus
+    return round(active / (3 * D * (L if over is None else over)))
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "You count all E experts: those are the total parameters. A token meets A routed ones and the S shared ones."
+)
+def equal_total(cfg):
+    return width(cfg, cfg.n_shared_experts + cfg.n_routed_experts)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("The shared experts are missing: every token meets them, besides the A routed ones.")
+def without_shared(cfg):
+    return width(cfg, cfg.num_experts_per_tok)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("Only the shared experts are counted: a token meets A routed ones too.")
+def shared_alone(cfg):
+    return width(cfg, cfg.n_shared_experts)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("One expert is counted: a token meets S shared and A routed ones.")
+def one_expert(cfg):
+    return width(cfg, 1)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("The router is missing: each token is multiplied with all its E rows of D numbers.")
+def without_router(cfg):
+    return width(cfg, router=False)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "The first layers are counted as if they had experts: first_k_dense_replace of them are dense, intermediate_size wide."
+)
+def all_have_experts(cfg):
+    return width(cfg, first=0)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("One layer is counted as dense, whatever first_k_dense_replace says.")
+def one_dense_layer(cfg):
+    return width(cfg, first=1)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "The dense layers and those with experts are swapped: first_k_dense_replace are DENSE, the others have experts."
+)
+def kinds_swapped(cfg):
+    return width(cfg, first=cfg.num_hidden_layers - cfg.first_k_dense_replace)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "You divide by the layers with experts alone: in the dense model ALL L layers have this width, the first ones too."
+)
+def over_expert_layers(cfg):
+    return width(cfg, over=cfg.num_hidden_layers - cfg.first_k_dense_replace)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("That is the sum over all layers: the L layers of the dense model share it.")
+def sum_of_layers(cfg):
+    return width(cfg, over=1)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "That is a number of parameters: a column of a SwiGLU has 3·D of them, so divide by that too."
+)
+def parameters_not_columns(cfg):
+    return width(cfg, over=1 / (3 * cfg.hidden_size))
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("You count two matrices for an expert: a SwiGLU has three, gate, up and down.")
+def two_matrices(cfg):
+    return width(cfg, matrices=2)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "The head is in the count: both models have the same head and attention; only the feed-forwards are compared."
+)
+def with_the_head(cfg):
+    return width(cfg, plus=cfg.hidden_size * cfg.vocab_size)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "That is intermediate_size as the config has it: the width of its first layers, not of a dense model with as many "
+    "active parameters."
+)
+def as_it_is(cfg):
+    return cfg.intermediate_size
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("You round down: the nearest whole width is asked for, round(…).")
+def rounded_down(cfg):
+    D, L = cfg.hidden_size, cfg.num_hidden_layers
+    moe = accounting.moe_parameters(cfg).active
+    first = cfg.first_k_dense_replace
+    return (first * 3 * D * cfg.intermediate_size + (L - first) * moe) // (3 * D * L)
 
 
 # 13.4 -----------------------------------------------------------------------------------------------------------------
