@@ -2,8 +2,8 @@
 
 No weight is allocated. Conventions, chosen so that the published figures come out:
 - parameters: without MTP modules, with the router's biases. `active` leaves out the routed experts that a token does
-  not visit, and the input embedding (a look-up multiplies nothing) unless the head is tied to it; with it, as in V3's
-  "37B", it is `active_with_embedding`.
+  not visit, and the input embedding (a look-up multiplies nothing) unless the head is tied to it: V3's "37B" is 36.63
+  billion. With the embedding it is `active_with_embedding`.
 - training FLOPs: 6 per active parameter, and 3 passes of attention over a causal window (half of S) at 2 FLOPs per
   multiply-add for scores and values, in the expanded form (DeepSeek-V3 at the ISCA conference, table 2).
 """
@@ -40,7 +40,7 @@ def parameters(cfg):
 
 
 def active_with_embedding(cfg):
-    """Active parameters with the input embedding among them, as model cards count: V3's 37.55 billion ("37B")."""
+    """Active parameters with the input embedding among them: V3's 37.55 billion (its "37B" fits the count without)."""
     return parameters(cfg).active + (0 if cfg.tie_word_embeddings else cfg.vocab_size * cfg.hidden_size)
 
 

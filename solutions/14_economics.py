@@ -66,13 +66,13 @@ guess = predict("A million tokens for one user on eight H200, at least?", my_gue
 # |---|---|---|---|
 # | embedding | once | $V D$ | – (a look-up multiplies nothing) |
 # | two norms | each layer | $2 D$ | $2 D$ |
-# | attention | each layer | `accounting.attention_parameters(cfg)` | the same |
-# | dense SwiGLU, or | first layers | $3 D W$ | the same |
-# | experts | the others | `accounting.moe_parameters(cfg)` | gives both |
+# | attention, its inner norms with it | each layer | `accounting.attention_parameters(cfg)` | the same |
+# | dense SwiGLU, or | layers without experts | $3 D W$ | the same |
+# | router and experts | the others | `accounting.moe_parameters(cfg)[0]` | `accounting.moe_parameters(cfg)[1]` |
 # | last norm | once | $D$ | $D$ |
 # | head | once | $V D$ | $V D$ |
 #
-# $V$ is `vocab_size`, $D$ `hidden_size`, $W$ `intermediate_size`. `cfg.is_moe_layer(i)` says what layer $i$ has. With `cfg.tie_word_embeddings` embedding and head are one matrix. Stuck? `hint("parameters")`.
+# $V$ is `vocab_size`, $D$ `hidden_size`, $W$ `intermediate_size`. `cfg.is_moe_layer(i)` says what layer $i$ has. With `cfg.tie_word_embeddings` embedding and head are one matrix: once in the total, and still multiplied with. Stuck? `hint("parameters")`.
 
 
 # %%
@@ -112,7 +112,7 @@ print(f"V3's module for predicting a second token: {mtp.total / 1e9:.2f} B of it
 print(f"{(mtp.total - 2 * v3.hidden_size**2) / 1e9:.2f} B without its projection")
 
 # %% [markdown]
-# Two conventions, both called "active": without the input embedding, and with it. V3's "37 billion" is the one with it. DeepSeek's own file on the weights (README_WEIGHTS.md) says 36.7B for embedding and head included, which is neither; and 11.5B for the module that predicts a second token (**MTP**), which comes out without one projection. So: before comparing two models by active parameters, ask who counted.
+# Two conventions, both called "active": without the input embedding, and with it. V3's "37 billion" (its report) and V2-Lite's "2.4 billion" (2405.04434) fit the first; with the embedding they would round to 38 and 2.7. DeepSeek's own file on the weights (README_WEIGHTS.md) says 36.7B with embedding AND head in it, which is neither; and 11.5B for the module that predicts a second token (**MTP**), which comes out without one projection. So: before comparing two models by active parameters, ask who counted.
 
 # %% [markdown]
 # ## Exercise 2 · FLOPs of training
@@ -129,6 +129,7 @@ print(f"{(mtp.total - 2 * v3.hidden_size**2) / 1e9:.2f} B without its projection
 # | name | meaning |
 # |---|---|
 # | $N_{active}$ | `accounting.parameters(cfg).active` |
+# | $L$, $H$, $S$ | `cfg.num_hidden_layers`, `cfg.num_attention_heads`, `seq_len` |
 # | $w_k$, $w_v$ | widths of a key and of a value in the expanded form, which training uses (lesson 04) |
 # | with `cfg.attention == "mla"` | $w_k$ = `cfg.qk_head_dim` (nope and rope columns), $w_v$ = `cfg.v_head_dim` |
 # | otherwise | both are `cfg.attention_head_dim` |
@@ -175,7 +176,7 @@ for name, (size, multiple, work) in printed.items():
     print(f"; {flops:7.1f} GFLOPs ({work} printed, {flops / work - 1:+.1%})")
 
 # %% [markdown]
-# All three sizes of caches come out; one multiple does not, and it is the paper's own division. Both models with experts come out too. The two **dense** rows do not: the same formula gives more than the table prints, and more by different shares. No usual convention gives both (without attention, without the head, with the whole square of attention: try). Perhaps these two were counted in another way; the paper does not say.
+# All three sizes of caches come out; one multiple does not, and it is the paper's own division. Both models with experts come out too. The two **dense** rows do not: the same formula gives more than the table prints, and more by different shares. None of the usual conventions gives both (the next cell tries five). Perhaps these two were counted in another way; the paper does not say.
 #
 # Why does it matter? The table is there to show by how much experts are cheaper. By one formula for all rows the advantage is a little LARGER than printed. A table is worth redoing even if its message holds.
 
@@ -220,7 +221,7 @@ def training_cost(flops_per_token, tokens, peak, mfu, price):
 my_training_cost = check(training_cost)
 
 # %% [markdown]
-# V3's report has the hours (table 1, H800 cards) and takes 2 dollars for each. The ISCA paper has the speed on 2,048 cards (table 4; it also sets the attention's whole square beside the causal half). Do they fit together? All three are published, so each can be held against the other two.
+# V3's report has the hours (table 1, H800 cards) and takes 2 dollars for each. The ISCA paper has the speed on 2,048 cards (table 4; it also sets the attention's whole square beside the causal half). Hours, speed and the configuration are all published, so each can be held against the other two. R1's hours are second-hand: the press about the supplement of its paper in Nature (asiadaily.org/news/7927), which gives 294K dollars in all.
 
 # %%
 hours = {"pre-training": 2664e3, "longer context": 119e3, "after-training": 5e3}  # V3, table 1
@@ -228,10 +229,12 @@ total_hours = sum(hours.values())
 print(f"{total_hours:,.0f} hours · $2 = ${2 * total_hours / 1e6:.3f} million")
 print(f"180K hours per trillion tokens · 14.8 = {180e3 * 14.8:,.0f}", end="; ")
 print(f"a trillion takes {180e3 / 2048 / 24:.1f} days on 2,048 cards")
-print(f"R1 on top of V3 (second-hand): $202K + $10K + $82K = ${202 + 10 + 82}K")
+r1 = 512 * (198 + 80) + 5000  # cards, hours of two runs; hours for making data
+print(f"R1 on top of V3 (second-hand): {r1:,} hours · $2 = ${2 * r1 / 1e3:.0f}K")
 moe_layers = v3.num_hidden_layers - v3.first_k_dense_replace
-routers = 6 * moe_layers * v3.n_routed_experts * (v3.hidden_size + 1)
-square = 3 * v3.num_hidden_layers * v3.num_attention_heads * 320 * 4096  # the other half
+routers = 6 * moe_layers * v3.n_routed_experts * (v3.hidden_size + 1)  # with their biases
+pairs = v3.num_hidden_layers * v3.num_attention_heads * (v3.qk_head_dim + v3.v_head_dim)
+square = 3 * pairs * 4096  # FLOPs of attention's other half, above the diagonal
 causal = accounting.train_flops_per_token(v3, 4096) - routers
 rate = 272.80e9 / 86400 / 2048  # tokens per second and card: table 4
 for kind, work in (("causal", causal), ("not causal", causal + square)):
@@ -241,13 +244,17 @@ print(f"14.8T tokens at that speed: {spent:,.0f} hours", end=", ")
 print(f"{spent / hours['pre-training']:.1%} of those of pre-training")
 
 # %% [markdown]
-# Table 4 prints 385 and 432 TFLOP/s, 38.94% and 43.73%: all four come out, once the routers' FLOPs are left out (our reading; the paper does not say so). The hours and the speed agree: nothing is hidden in the arithmetic of the headline. What it leaves out stands in the same paragraph of the report (section 1): earlier research and experiments. Not in it either: people, data, and the cards' purchase.
+# Table 4 prints 385 and 432 TFLOP/s, 38.94% and 43.73%: all four come out, once the routers' FLOPs are left out (our reading; the paper does not say so). And the hours agree with the speed: nothing is hidden in the arithmetic. Two more things to know about these figures:
 #
+# - The divisor, 989, is the card's peak in bfloat16, although V3 trains mostly in FP8, whose peak is twice as high.
+# - What the price leaves out stands in the same paragraph of the report (section 1): earlier research and experiments. Rent per hour does not contain people and data either.
+
+# %% [markdown]
 # ## Explore: the price of a run
 #
-# **Questions.** At which price per hour would V3's run have cost 10 million? What would its tokens have cost on the dense LLaMA-3.1-405B? The 405B took 30.84 million hours (Meta's model card): where must the slider for the MFU stand, for 15 trillion tokens?
+# **Questions.** At which price per hour would V3's run have cost 10 million? What would its tokens have cost on the dense LLaMA-3.1-405B? The 405B took 30.84 million hours (Meta's model card): at which MFU do 15 trillion tokens take that long? (The black line has all of V3's 2.788 million hours, the diamond the training on 14.8 trillion tokens alone.)
 #
-# <details><summary>Answers</summary>At about $3.75 for 2.664 million hours. Ten times as much, for it has ten times the FLOPs per token. The first headline below prints the share.</details>
+# <details><summary>Answers</summary>At about $3.75, with the MFU where it stands, that of table 4. Ten times as much, for it has ten times the FLOPs per token. A third: the first headline below computes it.</details>
 
 
 # %%
@@ -387,17 +394,17 @@ for name, size, b in (("deepseek-v3", 1, 1), ("deepseek-v3", 1, 64), ("deepseek-
                       ("qwen2.5-72b", 2, 64)):  # fmt: skip
     cfg = accounting.published(name)
     nbytes = sum(accounting.decode_bytes(cfg, b, 4096, size))
-    points[f"{name}, {b}"] = accounting.decode_flops(cfg, b, 4096), nbytes
+    points[f"{name}, batch {b}"] = accounting.decode_flops(cfg, b, 4096), nbytes
 fig, axes = plots.figure(7.5, 4.2)
 plots.roofline(axes, ["H200"], points)
 plots.show(fig, "Steps of decoding under the roofline of an H200, all left of the ridge.")
 for name, (flops, nbytes) in points.items():
-    print(f"{name:17} {flops / nbytes:5.1f} FLOP per byte; ridge {accounting.ridge('H200'):.0f}")
+    print(f"{name:23} {flops / nbytes:5.1f} FLOP per byte; ridge {accounting.ridge('H200'):.0f}")
 
 # %% [markdown]
-# Even with a thousand users a step of these is bound by memory (left of the ridge): bytes set the price, and the card's arithmetic idles. That is what FP8 weights and a small cache are for in serving.
+# Even with a thousand users a step of these is bound by memory, left of the ridge (that of bfloat16; in FP8 it lies at twice the value): bytes set the price. That is what FP8 weights and a small cache are for in serving.
 #
-# What does reality say? In its overview of a day of serving (read second-hand) DeepSeek names 226.75 nodes of eight H800 on average, its tokens, and the prices below. Cache **hits** are input tokens whose latents were kept from an earlier request.
+# What does reality say? DeepSeek's overview of a day of serving (github.com/deepseek-ai/open-infra-index, day 6 of its open-source week) names 226.75 nodes of eight H800 on average, its tokens, and the prices below. Cache **hits** are input tokens whose latents were kept from an earlier request.
 
 # %%
 day = {"input, hits": (342e9, 0.14), "input, misses": (266e9, 0.55), "output": (168e9, 2.19)}
@@ -410,27 +417,27 @@ print(f"{made / 226.75:,.0f} tokens/s of output per node", end="; ")
 print(f"if output paid for all: ${my_dollars(made, 2, 226.75 * 8):.2f} per million")
 
 # %% [markdown]
-# DeepSeek's "margin" divides by the COST; the usual one divides by the income, and is the second number. It is **theoretical** for another reason too: everything is priced like R1 in this sum, although V3 was cheaper, and free use and discounts earn nothing (as reports of that overview say).
+# DeepSeek's "margin" divides by the COST; the usual one divides by the income, and is the second number. It is **theoretical** for another reason too, and the overview says so: every token is priced like R1's, although V3 was cheaper, and free use and discounts earn less. The cost is rent alone, at an assumed 2 dollars.
 #
 # ### Another bound: the network
 #
-# V3 does not fit into eight H800 (above), so its experts lie on many cards, and hidden states travel. For a card with 32 tokens, 9 experts per token, one byte there and two back (2505.09343, section 2.3.2):
+# V3 does not fit into eight H800 (above), so its experts lie on many cards, and hidden states travel. For a card with 32 tokens, 9 experts per token, one byte there and two back (2505.09343, section 2.3.2). Two halves of a batch take turns, one travels while the other computes: a layer takes two transfers. DeepSeek's [overview](https://github.com/deepseek-ai/open-infra-index) has 20 to 22 tokens/s for each user on that day.
 
 # %%
 for width in (7000, v3.hidden_size):  # the paper says 7K
     once = (1 + 2) * 32 * 9 * width / 50e9  # bytes over the speed of the link, as given there
-    step = 2 * once * v3.num_hidden_layers  # two halves of a batch take turns
+    step = 2 * once * v3.num_hidden_layers  # two halves of a batch
     print(f"width {width}: {1e6 * once:.2f} µs a layer, a step {1e3 * step:.2f} ms", end=", ")
     print(f"{int(1 / step)} tokens/s for each user at most")
 
 # %% [markdown]
 # ## Explore: batch, context, price
 #
-# Eight H200, as above; V3 in FP8, the dense models in bfloat16. A line ends where weights and caches no longer fit into the memory.
+# Eight H200, as above; V3 in FP8, as it is published, the dense models in bfloat16, as they are. A line ends where weights and caches no longer fit into the memory.
 #
-# **Questions.** With 4,096 tokens of context, from how many users on is V3 cheaper per token than the dense 72B, which is a ninth of its size? What does a context of 64K change, and for whom most?
+# **Questions.** With 4,096 tokens of context, for how many users is V3 cheaper per token than the dense 72B, which is a ninth of its size? (The next cell searches, and asks it again with the 72B in FP8.) What does a context of 64K change, and for whom most?
 #
-# <details><summary>Answers</summary>V3 is cheaper for one user already in bytes (37 GB against 143), then for a while dearer, when most experts are read and the dense one shares all; the lines cross twice. Long contexts hurt the dense models most: their caches are several times larger per token, so their lines end early, and V3 is the cheaper one for any number of users that fits.</details>
+# <details><summary>Answers</summary>The lines cross twice. For a handful of users V3 reads fewer bytes (37 GB against 143 for one); then most of its experts are read, and it is dearer up to about 500 users, from where on its smaller cache decides. At 64K the caches weigh more: the dense models' are 4.7 (72B) and 7.3 times (405B) as large per token, so their lines end early, and V3 is the cheaper one for any number of users that fits.</details>
 
 
 # %%
@@ -484,6 +491,16 @@ explore(
     price=(0.25, 3.75, 0.25),
 )
 
+# %%
+users = range(1, 1000)
+for size in (1, 2):
+    served["qwen2.5-72b"] = size
+    ours = np.array([price_of("deepseek-v3", b, 4096, 2) for b in users])
+    theirs = np.array([price_of("qwen2.5-72b", b, 4096, 2) for b in users])  # NaN: no room
+    dearer = 1 + np.flatnonzero(ours > theirs)
+    print(f"the 72B at {size} bytes per weight: V3 is dearer", end=" ")
+    print(f"from {dearer.min()} to {dearer.max()} users")
+
 # %% [markdown]
 # ## Measured here: your own mini-DeepSeek, in electricity
 #
@@ -509,9 +526,11 @@ machine.recorded("train")
 #
 # ## The headlines, checked
 #
+# Five claims as the press had them in 2025, in our words. Each gets a verdict, and below it the arithmetic or the measurement that the verdict stands on.
+#
 # ### 1 · "V3 was trained for about 6 million dollars"
 #
-# **Right as arithmetic, and narrower than it sounds.** Hours, speed and FLOPs agree with each other (exercise 3), and the report says itself what it leaves out. The price is rent at an assumed 2 dollars. How much hangs on that, and how does it compare with a model whose hours are published too?
+# **Right, as the rent for the final run; it is not what V3 cost.** Hours, speed and FLOPs agree with each other (exercise 3), and the report says itself what it leaves out. The price is rent at an assumed 2 dollars. How much hangs on that, and how does it compare with a model whose hours are published too?
 
 # %%
 for price in (1, 2, 4):
@@ -519,7 +538,8 @@ for price in (1, 2, 4):
 llama = accounting.published("llama-3.1-405b")  # 30.84M hours, "15T+" tokens: Meta's model card
 work = accounting.train_flops_per_token(llama, 8192)
 share = accounting.mfu(work, 15e12 / (30.84e6 * 3600), "H100")
-print(f"LLaMA-3.1-405B: {30.84e6 / total_hours:.1f} times the hours, MFU at least {share:.0%}")
+print(f"LLaMA-3.1-405B: {30.84e6 / total_hours:.1f} times the hours", end=", ")
+print(f"MFU {share:.0%} at 15 trillion tokens (more, if they were more)")
 used = causal * rate / 989e12  # table 4 of 2505.09343, exercise 3
 formula = accounting.gpu_hours(whole_run, used, "H800")
 print(f"V3 at {used:.0%}: {formula:,.0f} hours by the formula")
@@ -528,11 +548,11 @@ print(f"FLOPs per token: {dense:.1f} times; the rest is tokens and utilisation")
 print(f"V2 against the older 67B, hours per trillion: {1 - 172.8 / 300.6:.1%} saved")
 
 # %% [markdown]
-# So the saving is real, and its reason is mostly one: FLOPs per token, that is, few active parameters. (The "42.5% saved" of V2's abstract is the last line, hours against hours, 2405.04434.)
+# So V3 took few hours, and the reason is mostly one: FLOPs per token, that is, few active parameters. (The "42.5% saved" of V2's abstract is the last line: 172.8K against 300.6K hours per trillion tokens, 2405.04434.)
 #
 # ### 2 · "Prices 20 times lower"
 #
-# **Depends on the pair, and is about prices.** From early 2025, dollars per million tokens: R1 and V3 by DeepSeek's documentation (api-docs.deepseek.com/quick_start/pricing-details-usd); o1 and GPT-4o by a copy of OpenAI's price list (docs.rs, openai-models 0.1.1).
+# **Right for one pair of models, wrong for another; and a price is not a cost.** From early 2025, dollars per million tokens: R1 and V3 by DeepSeek's documentation (api-docs.deepseek.com/quick_start/pricing-details-usd); o1 and GPT-4o second-hand, by a copy of OpenAI's price list (docs.rs, openai-models 0.1.1).
 
 # %%
 prices = {  # input, input from the cache, output
@@ -546,14 +566,15 @@ for ours, theirs in (("DeepSeek R1", "OpenAI o1"), ("DeepSeek V3", "GPT-4o")):
     ratios = (b / a for a, b in zip(prices[ours], prices[theirs], strict=True))
     words = ", ".join(f"{kind} {ratio:.1f}" for kind, ratio in zip(kinds, ratios, strict=True))
     print(f"{theirs} over {ours}: {words} times")
-print(f"R1's output price over the cost above: {2.19 / my_dollars(made, 2, 226.75 * 8):.1f}")
+rent = my_dollars(made, 2, 226.75 * 8)
+print(f"R1's output price over the rent above, if output paid for all: {2.19 / rent:.1f}")
 
 # %% [markdown]
-# More than 20 between the reasoning models, a third of that between the others, and twice as much for cached input. A ratio of PRICES says nothing about the ratio of costs: nobody outside knows what the other side's tokens cost to make. What can be checked: DeepSeek's price stands above its own cost (last line), so it is no proof of a subsidy; and a price per token is no price per task, if one model writes more tokens.
+# More than 20 between the reasoning models, a third of that between the others, and twice as much for cached input. A ratio of PRICES says nothing about the ratio of costs: nobody outside knows what the other side's tokens cost to make. What can be checked: R1's price was above the rent of the cards (last line), so it does not take a loss to explain it. And a price per token is no price per task, if one model writes more tokens.
 #
 # ### 3 · "Latent attention drastically reduces memory at inference"
 #
-# **Right for the cache, and then it depends on the users.** First measured on live tensors, then as arithmetic.
+# **Right for the cache; for the memory as a whole only with many long conversations.** First measured on live tensors, then as arithmetic.
 
 # %%
 sizes = {}
@@ -566,19 +587,20 @@ for kind in ("mla", "mha"):
     sizes[kind] = sum(layer.nbytes for layer in cache) / 100
     print(f"tiny with {kind}: {sizes[kind]:,.0f} bytes per token, read off the tensors")
 print(f"{sizes['mha'] / sizes['mla']:.1f} times smaller")
-expanded = 2 * v3.num_hidden_layers * v3.num_attention_heads * (v3.qk_head_dim + v3.v_head_dim)
-latent = accounting.kv_bytes_per_token(v3)
-print(f"V3: {latent:,} bytes, {expanded / latent:.0f} times less than its own expanded heads")
+expanded = 2 * pairs  # bytes of a key and a value in each layer and head of V3
+latent, gqa8 = accounting.kv_bytes_per_token(v3), 2 * v3.num_hidden_layers * 2 * 8 * 128
+print(f"V3: {latent:,} bytes, {expanded / latent:.0f} times less than its expanded heads", end=", ")
+print(f"{gqa8 / latent:.1f} times less than GQA-8")
 for users, context in ((1, 4096), (64, 4096), (64, 131072)):
-    caches, same = users * context * latent, users * context * 2 * 61 * 2 * 8 * 128
+    caches, same = users * context * latent, users * context * gqa8
     saved = (same - caches) / (whole + same)
     print(f"{users:2d} users, {context:7,} tokens: weights and caches {saved:5.1%}", end=" ")
     print("smaller than with GQA-8")
 
 # %% [markdown]
-# (GQA-8: 61 layers with 8 heads of 128 for keys and values, the usual choice of dense models, with the weights left as they are.) For one short conversation the 671 GB of weights are everything, and no attention helps; for many long ones the cache is most of the memory, and there the word "drastically" is right.
+# GQA-8 (8 heads of 128 for keys and values in each of 61 layers, as dense models have, the weights left as they are) is the fair rival: nobody would serve the expanded heads. For one short conversation the 671 GB of weights are everything, and no attention helps; for many long ones the cache is most of the memory, and there the word "drastically" is right.
 #
-# A cousin: V2's abstract says its cache is **93.3% smaller** than the 67B's. Lesson 03 took it apart; here is the line again, from the sizes in the table:
+# A cousin: V2's abstract says its cache is **93.3% smaller** than the 67B's. Lesson 03 took it apart; here is the line again, with the 6 bits per number that V2 stores (2405.04434) and the 67B's sizes, which are second-hand:
 
 # %%
 v2, old = accounting.published("deepseek-v2"), accounting.published("deepseek-67b")
@@ -593,7 +615,7 @@ print(f"V2 in 16 bits against Qwen2.5-72B in 16: {1 - 2 * ours / qwen:.1%} fewer
 #
 # ### 4 · "Only a fraction of the model is active, which saves energy"
 #
-# **The FLOPs: right. The energy: only as far as time falls, and that depends on the batch.** We found no published energy for V3. Measured here: one dense layer, and 16 experts of which a token visits 2, with as many parameters in all. At the same watts, energy is time.
+# **Right for FLOPs; right for energy only as far as the time falls, and for some batches it hardly does.** We found no published energy for V3. Measured here: the time of one dense layer, and of 16 experts of which a token visits 2, with as many parameters in all. If the watts are the same, energy is time; that is an assumption, for we measure no watts.
 
 # %% tags=["nbval-ignore-output"]
 D, width = 512, 4096
@@ -612,25 +634,27 @@ with torch.no_grad():
         touched = accounting.experts_touched(cfg, tokens)
         print(f"{tokens:4d} tokens: {touched:4.1f} of 16 experts", end=", ")
         ratio = clock["experts"] / clock["dense"]
-        print(f"an eighth of the FLOPs, {ratio:.2f} times the time", end=", ")
-        print(f"{watts * clock['experts'] / tokens:.1e} J per token")
+        print(f"an eighth of the FLOPs, {ratio:.2f} times the time")
 
 # %%
-for b in (1, 64, 1024):
+active = accounting.parameters(v3).active
+for b in (1, 16, 64, 256, 1024, 4096):
     weights, _ = accounting.decode_bytes(v3, b, 0, 1)
-    active = accounting.parameters(v3).active
-    print(f"V3, batch {b:4d}: FLOPs {active / whole:.1%}", end=", ")
-    print(f"bytes of weights {weights / whole:.1%} of a dense model as large")
+    time = accounting.decode_seconds(v3, b, 0, "H200", weight_bytes=1)
+    as_large = accounting.roofline_seconds(2 * b * whole, whole, "H200")  # dense, in FP8 too
+    print(f"V3, batch {b:4d}, of a dense model as large: FLOPs {active / whole:.1%}", end=", ")
+    print(f"bytes of weights {weights / whole:5.1%}, time at the roofline {time / as_large:5.1%}")
 meta = 30.84e6 * 700 / 1e9  # hours, watts at the peak: Meta's model card
 print(f"LLaMA-3.1-405B's training: {meta:.1f} GWh by its card; V3's at the same watts", end=" ")
 print(f"(an assumption: none is published): {total_hours * 700 / 1e9:.2f} GWh")
 
 # %% [markdown]
-# In training and with huge batches the arithmetic sets the time, and few active parameters save most of it. For one user the bytes are few as well. In between, where most experts are read, a step moves nearly all of the model. And all of it must sit in powered memory. A fair rival is a dense model **as good**, not as large; which one that is, no table of parameters says.
-#
+# At the roofline of an H200 (last column, short contexts): one user needs few bytes, and with thousands, as in training, arithmetic sets the time; at both ends the time falls as the FLOPs do. In between, at some dozens, most experts are read for a few tokens each, and the time is nearly that of a dense model as large; look for the same hump in the measurement. And all of it must sit in powered memory. A fair rival is a dense model **as good**, not as large; which one that is, no table of parameters says.
+
+# %% [markdown]
 # ### 5 · "FP8 allows faster computation on older hardware"
 #
-# **Wrong as it stands.** FP8 multiplies faster only where the hardware has units for it:
+# **Wrong as it stands.** FP8 multiplies faster only where the hardware has units for it, and those came with the newer cards. The peaks are those of the makers' datasheets (`accounting.GPUS[name].source`); the A100, of 2020, lists none for FP8. What an old card must do instead, this processor can show: widen the weights, then multiply.
 
 # %% tags=["nbval-ignore-output"]
 for name in accounting.GPUS:
@@ -638,35 +662,39 @@ for name in accounting.GPUS:
         ratio = accounting.peak(name, torch.float8_e4m3fn) / accounting.peak(name, torch.bfloat16)
         print(f"{name:16} FP8 at {ratio:.1f} times the speed of bfloat16")
     except ValueError as error:
-        print(f"{name:16} {str(error).split(';')[0]}")
-x, w = torch.randn(1, 2048), torch.randn(2048, 2048)
+        print(f"{name:16} {str(error).split(';')[0]} ({accounting.GPUS[name].source})")
+w = torch.randn(2048, 2048)
 w8 = w.to(torch.float8_e4m3fn)
-runs = {"fp32": lambda: F.linear(x, w), "fp8, widened": lambda: F.linear(x, w8.float())}
-clock = machine.race(runs, rounds=9)
-ratio = clock["fp8, widened"] / clock["fp32"]
-print(f"here, weights in FP8, widened to multiply: {ratio:.1f} times the time")
-half, byte = (accounting.roofline_seconds(2 * 8192**2, n * 8192**2, "A100") for n in (2, 1))
-print(f"an A100, one row, reading one byte instead of two: {byte / half:.2f} of the time at best")
+for rows in (1, 512):
+    x = torch.randn(rows, 2048)
+    runs = {"fp32": lambda x=x: F.linear(x, w), "fp8": lambda x=x: F.linear(x, w8.float())}
+    clock = machine.race(runs, rounds=9)
+    ratio = clock["fp8"] / clock["fp32"]
+    print(f"here, rows: {rows}, weights in FP8, widened: {ratio:.2f} times the time of fp32")
+for rows in (1, 4096):  # an A100 multiplies in bfloat16 either way; it reads 2 bytes or 1
+    flops = 2 * rows * 8192**2
+    two, one = (accounting.roofline_seconds(flops, n * 8192**2, "A100") for n in (2, 1))
+    print(f"an A100, rows: {rows}, one byte per weight: {one / two:.2f} of the time at best")
 
 # %% [markdown]
-# An A100 has no such units. It can STORE FP8: the weights take half the memory, and where reading is the bottleneck (few rows) a kernel that widens them on the fly may gain up to the last line. The computing itself becomes slower, by the widening. That is how this processor does it too.
+# An A100 has no such units. It can STORE FP8: the weights take half the memory, and with few rows, where reading is the bottleneck, a kernel that widens them on the fly may come near the line before the last. The arithmetic stays that of 16 bits (last line), and the widening comes on top: computing never gets faster. (Here widening is a step of its own, through memory: dear for one row, hidden by the product for many.)
 #
-# Perhaps the claim comes from V3's training in FP8 on H800 cards. But an H800 is an H100 with slower links between cards (2505.09343), so it HAS the units; it is restricted, not old. Users of older cards meet the difference as an error, `fp8e4nv not supported` (ktransformers, issue 851).
+# Perhaps the claim comes from V3's training in FP8 on H800 cards. But an H800 is an H100 with slower links between cards (2505.09343), so it HAS the units; it is restricted, not old. Users of A800 cards, which are cut A100, got an error for R1: `type fp8e4nv not supported in this architecture` (vllm-project/vllm, issue 15336).
 #
 # | headline | verdict |
 # |---|---|
-# | V3 for about 6 million | right as rent for the final run; all else is left out |
-# | prices 20 times lower | right for one pair of models; prices are no costs |
-# | MLA drastically reduces memory | right for the cache; of the whole only with many long contexts |
-# | a fraction is active, saves energy | right for FLOPs; bytes and time say how much of it |
-# | FP8 is faster on older hardware | wrong: it takes new units; what old cards gain is bytes |
+# | V3 for about 6 million | right, as the rent for the final run; all else is left out |
+# | prices 20 times lower | right for R1 and o1, wrong for V3 and GPT-4o; a price is not a cost |
+# | MLA drastically reduces memory | right for the cache; for all memory only with many long contexts |
+# | a fraction is active, saves energy | right for FLOPs; for time, and so energy, not at middling batches |
+# | FP8 computes faster on older hardware | wrong: that takes units they lack; what they save is bytes |
 
 # %% [markdown]
 # ## When does it not pay?
 #
 # Each technique of this course moves a cost, and there is a size at which the move is a loss:
 #
-# - **Experts**: below a certain batch and size the routing costs more than it saves (lesson 07, and the table above: look for ratios above an eighth). And memory for all of them must be paid.
+# - **Experts**: below a certain batch and size the routing costs more than it saves (lesson 07, and headline 4: a ratio of time above 1 is a loss, one far above an eighth a gain mostly lost). And memory for all of them must be paid.
 # - **MLA**: for short contexts and few users the cache is a small share of memory.
 # - **FP8**: small products, and cards without units.
 # - **Renting by the hour**: a price per hour assumes that the cards are busy. The next cell asks what idle time does to a price.

@@ -1,5 +1,7 @@
 """Lesson 14: economics: parameters, FLOPs, hours and dollars of training, bytes of a decoding step, price of tokens."""
 
+import math
+
 from minids import accounting
 from minids.config import ModelConfig
 from minids.lab.exercise import Exercise
@@ -75,6 +77,14 @@ def head_not_active(cfg):
     return counted(cfg, active_tables=0)
 
 
+@PARAMETERS.wrong(
+    "The head is missing among the active ones where it is the embedding: one matrix in the total, and as the head it "
+    "still multiplies every token."
+)
+def tied_head_not_active(cfg):
+    return counted(cfg, active_tables=0 if cfg.tie_word_embeddings else 1)
+
+
 @PARAMETERS.wrong("Embedding and head are both left out: V·D numbers each in the total, and the head is active.")
 def no_tables(cfg):
     return counted(cfg, tables=0, active_tables=0)
@@ -131,6 +141,14 @@ def attention_forgotten(cfg):
 )
 def all_moe(cfg):
     return counted(cfg, moe=[cfg.n_routed_experts > 0] * cfg.num_hidden_layers)
+
+
+@PARAMETERS.wrong(
+    "You take moe_parameters in every layer, without asking: cfg.is_moe_layer(i) says which layers have experts, the "
+    "others have 3·D·W."
+)
+def never_asked(cfg):
+    return counted(cfg, moe=[True] * cfg.num_hidden_layers)
 
 
 @PARAMETERS.wrong(
@@ -263,6 +281,14 @@ def one_layer(cfg, seq_len):
 @TRAIN_FLOPS.wrong("Attention of one head is counted: there are cfg.num_attention_heads.")
 def one_head(cfg, seq_len):
     return flops(cfg, seq_len, heads=1)
+
+
+@TRAIN_FLOPS.wrong(
+    "You count heads of keys and values, cfg.num_key_value_heads: each of the cfg.num_attention_heads QUERY heads does "
+    "the products, also where heads share keys."
+)
+def key_heads(cfg, seq_len):
+    return flops(cfg, seq_len, heads=cfg.kv_heads if cfg.attention != "mla" else None)
 
 
 @TRAIN_FLOPS.wrong("You count a query's products with keys and not those with values: add the width of a value.")
@@ -413,10 +439,21 @@ DECODE_BYTES = Exercise(
     accounting.decode_bytes,
     minutes=10,
     sizes=[
-        {"B": 8, "S": 128, "L": 8, "E": 16, "A": 8, "F": 16, "shared": 8, "first": 8, "weight": 8, "cache": 8},
-        {"B": 5, "S": 50, "L": 5, "E": 12, "A": 3, "F": 10, "shared": 2, "first": 2, "weight": 1, "cache": 2},
-        {"B": 1, "S": 77, "L": 4, "E": 9, "A": 2, "F": 7, "shared": 1, "first": 1, "weight": 2, "cache": 1},
-        {"B": 64, "S": 9, "L": 6, "E": 20, "A": 1, "F": 12, "shared": 0, "first": 3, "weight": 1, "cache": 4},
+        {
+            "batch": 8,
+            "context": 128,
+            "L": 8,
+            "E": 16,
+            "A": 8,
+            "F": 16,
+            "shared": 8,
+            "first": 8,
+            "weight": 8,
+            "cache": 8,
+        },
+        {"batch": 5, "context": 50, "L": 5, "E": 12, "A": 3, "F": 10, "shared": 2, "first": 2, "weight": 1, "cache": 2},
+        {"batch": 1, "context": 77, "L": 4, "E": 9, "A": 2, "F": 7, "shared": 1, "first": 1, "weight": 2, "cache": 1},
+        {"batch": 64, "context": 9, "L": 6, "E": 20, "A": 1, "F": 12, "shared": 0, "first": 3, "weight": 1, "cache": 4},
     ],
     hints=[
         "Which weights are read in every step, whoever asks? Of the experts only some: start from the active parameters "
@@ -428,8 +465,8 @@ DECODE_BYTES = Exercise(
 
 
 @DECODE_BYTES.inputs
-def _(r, B, S, L, E, A, F, shared, first, weight, cache):
-    return model(L=L, E=E, A=A, F=F, S=shared, first=min(first, L - 2)), B, S, weight, cache
+def _(r, batch, context, L, E, A, F, shared, first, weight, cache):
+    return model(L=L, E=E, A=A, F=F, S=shared, first=min(first, L - 2)), batch, context, weight, cache
 
 
 def step(cfg, batch, context, weight_bytes, cache_bytes, visited=None, layers=None, caches=None, extra=0, expert=None):
@@ -468,6 +505,27 @@ def sum_of_choices(cfg, batch, context, weight_bytes=2, cache_bytes=2):
 def capped(cfg, batch, context, weight_bytes=2, cache_bytes=2):
     visited = min(cfg.n_routed_experts, cfg.num_experts_per_tok * batch)
     return step(cfg, batch, context, weight_bytes, cache_bytes, visited=visited)
+
+
+@DECODE_BYTES.wrong("You round d to a whole number of experts: it is an average over many steps, so keep its fraction.")
+def rounded(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, weight_bytes, cache_bytes, visited=round(accounting.experts_touched(cfg, batch)))
+
+
+@DECODE_BYTES.wrong(
+    "You cut d down to a whole number of experts: it is an average over many steps, so keep its fraction."
+)
+def rounded_down(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, weight_bytes, cache_bytes, visited=int(accounting.experts_touched(cfg, batch)))
+
+
+@DECODE_BYTES.wrong(
+    "You round d UP to a whole number of experts: it is an average over many steps, so keep its fraction."
+)
+def rounded_up(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(
+        cfg, batch, context, weight_bytes, cache_bytes, visited=math.ceil(accounting.experts_touched(cfg, batch))
+    )
 
 
 @DECODE_BYTES.wrong(
