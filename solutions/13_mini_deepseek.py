@@ -523,7 +523,7 @@ if not fast():
 # %% [markdown]
 # One seed, a quarter of a minute, no schedule: what you see is this race, not a law. Lesson 07's race had three seeds, and there they did not always agree.
 #
-# The whole ladder takes longer than a lesson: every rung, three seeds, with a schedule, at equal seconds **and** at equal FLOPs. `python -m minids.bench ladder --minutes 60 --record` runs it, and keeps the result; on a GPU for `small`, on a larger text. What is recorded:
+# The whole ladder takes longer than a lesson: every rung, three seeds, with a schedule, at equal seconds **and** at equal FLOPs (FP8, where it is emulated, at equal FLOPs alone). `python -m minids.bench ladder --minutes 60 --record` runs it, and keeps the result; on a GPU for `small`, on a larger text. What is recorded:
 
 # %% tags=["nbval-ignore-output"]
 recorded = bench.record("ladder")
