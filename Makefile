@@ -46,7 +46,7 @@ lessons: $(READY)
 	$(BIN)/python -m minids.lab.build --execute
 
 bench: $(READY)
-	$(BIN)/python -m minids.bench --minutes 14
+	$(BIN)/python -m minids.bench --minutes 12
 
 gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch finds no CUDA GPU here')"
