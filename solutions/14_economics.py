@@ -526,7 +526,7 @@ machine.recorded("train")
 #
 # ## The headlines, checked
 #
-# Five claims as the press had them in 2025, in our words. Each gets a verdict, and below it the arithmetic or the measurement that the verdict stands on.
+# Five claims as they stand in the press, in our words. Each gets a verdict, and below it the arithmetic or the measurement that the verdict stands on.
 #
 # ### 1 · "V3 was trained for about 6 million dollars"
 #
