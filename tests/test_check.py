@@ -117,7 +117,8 @@ def test_a_stub_is_not_attempted(body, notebook, said):
     assert check(stub) is REFERENCE
     assert said() == [
         "01.1 rms_norm: NOT ATTEMPTED",
-        "  the cells below use the reference; replace the line that raises, or ask: hint('rms_norm')",
+        "  to try it: replace the line that raises, run its cell, then this one",
+        "  the cells below use the reference; for help: hint('rms_norm')",
     ]
 
 
@@ -785,7 +786,8 @@ def test_status_shows_what_has_passed(notebook, said):
     total = len(exercises.by_lesson()["01"])
     assert lines[0] == "minids: your progress"
     (line,) = [line for line in lines if f"1 of {total}" in line]
-    assert re.fullmatch(rf"  ▰▱{{{total - 1}}}  1 of {total}  +\d+ min left  01 .+", line)
+    assert re.fullmatch(rf"  ▰▱{{{total - 1}}} +1 of {total}  +\d+ min left  01 .+", line)
+    assert len({line.index(" min left") for line in lines[1:]}) == 1, "the columns of lessons are not aligned"
 
 
 def test_status_works_without_the_lessons_sources(notebook, said, monkeypatch):
@@ -798,7 +800,8 @@ def test_status_works_without_the_lessons_sources(notebook, said, monkeypatch):
         status()
         lines = said()
         assert len(lines) == 1 + len(exercises.by_lesson())
-        assert any(re.fullmatch(r"  ▰▱+  1 of \d+  +\d+ min left  lesson 01", line) for line in lines)
+        assert any(re.fullmatch(r"  ▰▱+ +1 of \d+  +\d+ min left  lesson 01", line) for line in lines)
+        assert len({line.index(" min left") for line in lines[1:]}) == 1
 
 
 def test_mine_gives_what_passed(notebook, said):

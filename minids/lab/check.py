@@ -104,7 +104,8 @@ def report(outcome):
     extra = list(outcome.details)
     if outcome.verdict == NOT_ATTEMPTED and not extra:
         extra = [
-            f"the cells below use the reference; replace the line that raises, or ask: hint({outcome.exercise.name!r})"
+            "to try it: replace the line that raises, run its cell, then this one",
+            f"the cells below use the reference; for help: hint({outcome.exercise.name!r})",
         ]
     show(outcome.line, extra, outcome.diagnosis, outcome.verdict)
 
@@ -154,13 +155,16 @@ def rows():
     except (source.BuildError, OSError, ImportError):
         table = []
     if table:
-        return [f"{r.bar}  {r.passed} of {r.total}  {r.left:3.0f} min left  {r.number} {r.title}" for r in table]
+        widest = max(r.total for r in table)
+        form = "{0.bar:{1}}  {0.passed} of {0.total}  {0.left:3.0f} min left  {0.number} {0.title}"
+        return [form.format(row, widest) for row in table]
     learnt, lines = progress.load(), []
+    widest = max(map(len, exercises.by_lesson().values()), default=0)
     for lesson, everything in exercises.by_lesson().items():
         done = progress.passed_in(lesson, learnt)[0]
         left = sum(e.minutes for e in everything if e not in done)
         bar = "▰" * len(done) + "▱" * (len(everything) - len(done))
-        lines.append(f"{bar}  {len(done)} of {len(everything)}  {left:3.0f} min left  lesson {lesson}")
+        lines.append(f"{bar:{widest}}  {len(done)} of {len(everything)}  {left:3.0f} min left  lesson {lesson}")
     return lines
 
 
