@@ -37,8 +37,8 @@ DECODE_ATTENTION = Exercise(
     ],
     hints=[
         "Cut first: k[:, :length] is what the query may see, and it may see all of that. Which mask is left to apply?",
-        'None. torch.einsum("bthd,bshd->bhts", q, k[:, :length]) gives the scores; times scale, softmax over s, the '
-        "last dimension; a second einsum sums the values v[:, :length].",
+        'No mask is left. torch.einsum("bthd,bshd->bhts", q, k[:, :length]) gives the scores; times scale, softmax '
+        "over s, the last dimension; a second einsum sums the values v[:, :length].",
     ],
 )
 
