@@ -370,7 +370,7 @@ for name, one in models.items():
 # %% [markdown]
 # ## Measured: tokens per second over the context
 #
-# A few decoding steps each, at contexts from 64 to 2,048 tokens. Models and contexts take turns, so that whatever else this machine does meets all of them alike; each figure is a median. The two cells that measure are folded; you may skip them.
+# A few decoding steps each, at contexts from 64 to 2,048 tokens. Models and contexts take turns, so that whatever else this machine does meets all of them alike; each figure is a median. The next two cells measure; you need not read their code.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 
