@@ -98,3 +98,20 @@ def test_a_lesson_runs_in_jupyterlab_and_judges_answers(lesson, lab, tab, pictur
     driver.photograph(page, pictures, lesson.slug)
     assert not tab.problems and not tab.outside
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def test_an_explorer_is_there_when_its_notebook_is_opened_again(lab, chromium):
+    lesson, shown = LESSONS[0], f"{driver.PANEL} img.widget-image"
+    for first in (True, False):
+        page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+        driver.open_landing_page(page, lab)
+        driver.open_lesson(page, lesson)
+        if first:
+            page.evaluate(driver.RUN_ALL)
+            page.wait_for_function(driver.IDLE)
+            assert page.locator(shown).count() == 1
+            page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
+        page.wait_for_selector(shown)
+        assert not page.get_by_text("Error displaying widget").count()
+        page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+        page.close()
