@@ -45,6 +45,12 @@ def test_the_forms_of_a_control():
     assert shown.children[1].readout_format == ".4f"
 
 
+@pytest.mark.parametrize(("given", "digits"), [((0.25, 3.75, 0.25), 2), ((1.0, 9.0, 0.2), 1), ((0.05, 1.05, 0.5), 2)])
+def test_a_slider_reads_as_exactly_as_it_steps(given, digits):
+    shown = explore(lambda figure, **_: figure.subplots(), size=(2, 1), price=given)
+    assert shown.children[0].readout_format == f".{digits}f"
+
+
 @pytest.mark.parametrize("wrong", [(1,), (3, 1), [], "abc", (0, 1, 0), ("a", "b")])
 def test_another_form_is_refused(wrong):
     with pytest.raises(ValueError, match=r"depth=.* is no control; give"):

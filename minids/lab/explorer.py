@@ -5,8 +5,9 @@
         ...
     explore(draw, alt="Cache bytes over context", context=(128, 4096, 128), heads=[1, 8, 128], absorbed=True)
 
-What is displayed carries the picture as a PNG beside the live controls: a notebook opened again without a kernel, a
-web view and nbconvert show that. Without ipywidgets the static picture is shown, with a sentence.
+What is displayed carries the picture as a PNG beside the live controls: a web view and nbconvert show that. JupyterLab
+shows the controls as they were saved with the notebook (saveState in jupyter_conf) until the cell is run again. Without
+ipywidgets the static picture is shown, with a sentence.
 """
 
 import html
@@ -101,7 +102,7 @@ def _control(name, given):
     low, high, step = _range(given)
     if isinstance(start, int):
         return widgets.IntSlider(start, low, high, step, **label)
-    digits = min(6, max(0, math.ceil(-math.log10(step))))
+    digits = next((n for n in range(6) if all(math.isclose(round(x, n), x) for x in (low, step))), 6)
     return widgets.FloatSlider(start, min=low, max=high, step=step, readout_format=f".{digits}f", **label)
 
 
