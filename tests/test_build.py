@@ -185,6 +185,11 @@ def test_two_lessons_of_one_number_and_one_id_twice_are_refused(tmp_path):
         read_all(tmp_path)
 
 
+def test_a_code_cell_does_not_begin_with_empty_lines(tmp_path):
+    cells = read_cells(read_lesson(write(tmp_path, '# %% tags=["a"]\n\n\ndef f():\n    return 1\n')))
+    assert cells[0].source == "def f():\n    return 1"
+
+
 # Building --------------------------------------------------------------------------------------------------------
 
 

@@ -150,5 +150,6 @@ def read_cells(lesson):
         for key in ("lines_to_next_cell", "execution", "collapsed"):
             read.metadata.pop(key, None)
         new = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell, "raw": v4.new_raw_cell}[read.cell_type]
-        cells.append(new(read.source, id=name, metadata=read.metadata))
+        source = read.source.lstrip("\n")  # ruff wants blank lines above a def, also behind `# %% tags=…`
+        cells.append(new(source, id=name, metadata=read.metadata))
     return cells
