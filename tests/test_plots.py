@@ -88,6 +88,17 @@ def test_heat_bars_and_roofline():
         plots.roofline(axes[2], ["H200"], {"copy": (0, 10)})
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_of_neighbours_under_a_roof_do_not_collide(order):
+    speeds = {"scale": (0.03, 4e8), "8 rows": (4, 26e9), "16 rows": (8, 26.3e9), "1024 rows": (800, 60e9)}
+    points = {name: (1e9, 1e9 / at, 1e9 / speed) for name, (at, speed) in list(speeds.items())[::order]}
+    figure, axes = plots.figure(7.5, 4.2)
+    plots.roofline(axes, ["H200"], points, torch.float32)
+    names = [text for text in axes.texts if text.get_text() in points]
+    found = boxes(figure, names)
+    assert len(found) == 4 and not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i])
+
+
 def test_long_lines_get_few_markers_and_titles_go_left():
     figure, axes = plots.figure()
     line, short = axes.plot(range(1000))[0], axes.plot(range(20))[0]

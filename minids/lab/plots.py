@@ -207,9 +207,13 @@ def roofline(axes, gpus, points, dtype=torch.bfloat16):
         axes.plot(x, roof, label=gpu, marker="")
         mark_ridge(axes, ridge, roof[1])
     card = {"facecolor": CARD, "edgecolor": "none", "alpha": 0.85, "pad": 1}
-    for name, (x, speed, measured) in spots.items():
+    below = (1e-300, 1.0)  # the last dot whose name stands below it
+    for name, (x, speed, measured) in sorted(spots.items(), key=lambda spot: spot[1][0]):
         axes.plot([x], [speed], marker="o", ls="", color=INK, mfc=INK if measured else CARD, zorder=4, label="_")
-        axes.annotate(name, (x, speed), xytext=(8, -5), textcoords="offset points", va="top", bbox=card, zorder=3)
+        up = x < 4 * below[0] and 1 / 2 < speed / below[1] < 2  # the name of its neighbour is in the way
+        below = below if up else (x, speed)
+        place = {"xytext": (8, 5), "va": "bottom"} if up else {"xytext": (8, -5), "va": "top"}
+        axes.annotate(name, (x, speed), textcoords="offset points", bbox=card, zorder=3, **place)
     label_lines(axes)
 
 
