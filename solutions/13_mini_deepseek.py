@@ -15,6 +15,7 @@
 # %%
 import functools
 import inspect
+import textwrap
 import time
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 
 import minids
 from minids import accounting, bench, data, fp8, optim
-from minids.bench import ladder
+from minids.bench import ladder, tables
 from minids.lab import assemble, check, exercises, explore, fast, hint, load_text
 from minids.lab import machine, mine, minutes, plots, portrait, predict, progress
 from minids.lab import status, train_live
@@ -65,7 +66,7 @@ for name, frame in frames.items():
     print(f"{'':16}  as {late:.1e} at the last four")
 
 # %% [markdown]
-# In the chain a position's own word is averaged with all before it, layer by layer, until nothing of it is left; so nothing comes back to it either. The frame is two additions long, and you write it next.
+# In the chain a position's own word is averaged with all before it, layer by layer, until nothing of it is left; so nothing comes back to it either. (Only the first position is its own mean: there the gradient arrives.) The frame is two additions long, and you write it next.
 #
 # ### Your prediction
 #
@@ -144,7 +145,7 @@ print(f"20 tokens decoded with the cache: {'the same' if same else 'NOT the same
 assert error < 1e-3, "the model differs from minids': is a cell above not run?"
 
 # %% [markdown]
-# No line of minids' layers ran in yours. The glue that calls your functions is short enough to read: this is attention, with everything that lessons 02 to 04 were about in one place. `put` appends to the cache; `crossover` says whether so few new tokens are cheaper absorbed.
+# No line of minids' layers ran in yours. The glue that calls your functions is short enough to read: this is attention, with everything that lessons 02 to 04 were about in one place. `put` appends to the cache; `crossover` says whether so few new tokens are cheaper absorbed; `as_multiplied` changes a weight in FP8 alone.
 
 # %%
 print(inspect.getsource(assemble.MiniDeepSeek.latent_attention))
@@ -156,7 +157,7 @@ print(inspect.getsource(assemble.MiniDeepSeek.latent_attention))
 #
 # All lessons trained with the same few lines, and you never had to write them. For each batch:
 #
-# 1. the loss: `run.model.loss(inputs, targets)` gives `(loss, nats)`, what to differentiate, and the cross-entropy to report;
+# 1. the loss: `run.model.loss(inputs, targets)` gives `(loss, nats)`: what to differentiate (lesson 08's balance loss is in it), and the cross-entropy to report, cut off from the graph;
 # 2. its gradients: `loss.backward()` adds them to what each parameter's `.grad` holds;
 # 3. their limit: `torch.nn.utils.clip_grad_norm_(parameters, clip)` shortens all gradients **together** to the length `clip`, if they are longer; one odd batch then does no harm;
 # 4. `step()` of each optimizer, after which its gradients must be emptied, `zero_grad()`;
@@ -215,7 +216,7 @@ trained = train_live(model, text, minutes=minutes(1), sample_at=(20, 40))
 # %% [markdown]
 # ## What it knows
 #
-# Bits per byte on **held-out** files, which no step has seen; on the first of them, so that it is quick. gzip and xz compress the same files.
+# Bits per byte on **held-out** files, which no step has seen; on the first of them, so that it is quick. gzip and xz compress the same files; the lines above were theirs for all held-out ones.
 
 # %% tags=["nbval-ignore-output"]
 corpus, count = text.corpus, 2 if fast() else 8
@@ -316,9 +317,9 @@ for name, one in {"FP32": model, "FP8": narrow}.items():
 nats, grad = zip(*found.values(), strict=True)
 print(f"loss in FP8: {100 * (nats[1] / nats[0] - 1):+.2f}% of that in FP32")
 print(f"gradient of a weight: {(grad[1] - grad[0]).norm() / grad[0].norm():.1%} off")
-calls = {name: sum(part.calls.values()) for name, part in narrow.parts.all.items()}
-print(f"linear_forward {calls['linear_forward']} times, linear_backward", end=" ")
-print(f"{calls['linear_backward']}, both {narrow.parts.linear_forward.owner}")
+for name in ("linear_forward", "linear_backward"):
+    part = narrow.parts.all[name]
+    print(f"{name}: {sum(part.calls.values())} times, {part.owner}")
 
 # %% [markdown]
 # ## The ladder
@@ -374,7 +375,7 @@ def equal_active_width(cfg):
 my_equal_active_width = check(equal_active_width)
 
 # %% [markdown]
-# `ladder.rungs` builds the five configurations. It rounds widths to multiples of 16, and makes up in the feed-forward for what attention has more or less of. What do they cost by arithmetic?
+# `ladder.rungs` builds the five configurations. It rounds widths to multiples of 16, and makes up in the feed-forward for what attention has more or less of. What do they cost by arithmetic, in training, a token in a sequence of 256?
 
 # %%
 rungs = ladder.rungs("tiny")
@@ -521,26 +522,30 @@ if not fast():
     ahead.compare(ends["MHA"] - ends["MLA+MoE"])
 
 # %% [markdown]
-# One seed, a quarter of a minute, no schedule: what you see is this race, not a law. Lesson 07's race had three seeds, and there they did not always agree.
+# One seed, a short race, no schedule: what you see is this race, not a law. Lesson 07's race had three seeds, and there they did not always agree.
 #
-# The whole ladder takes longer than a lesson: every rung, three seeds, with a schedule, at equal seconds **and** at equal FLOPs (FP8, where it is emulated, at equal FLOPs alone). `python -m minids.bench ladder --minutes 60 --record` runs it, and keeps the result; on a GPU for `small`, on a larger text. What is recorded:
+# The whole ladder takes longer than a lesson: every rung, three seeds, with a schedule and larger batches, at equal seconds **and** at equal FLOPs: those that the slowest rung does in that time, so its two losses are one. (FP8, where it is emulated, has no time that counts: it gets the same FLOPs.) `python -m minids.bench ladder --minutes 60 --record` runs it, and keeps the result; on a GPU for `small`, on a larger text. What is recorded:
 
 # %% tags=["nbval-ignore-output"]
 recorded = bench.record("ladder")
-machine.recorded("ladder")
 if recorded:
-    plots.show(ladder.draw(recorded), "The recorded ladder, a row for each rung.")
+    plots.show(ladder.draw(recorded, columns=3), "The recorded ladder, a row for each rung.")
+    for line in [*ladder.verdicts(recorded, brief=True), tables.where(recorded)]:
+        print(textwrap.fill(line, 90, subsequent_indent="    "))
+else:
+    print("the ladder is not recorded yet: python -m minids.bench ladder --record")
 
 # %% [markdown]
-# A rung **pays** where it beats the one below with every seed. Mind what each is for: GQA and MLA shrink the cache, and can at best leave the loss as it is; experts lower the loss for the same arithmetic, and cost memory; FP8 buys time on GPUs that have it, and at best costs no loss.
-#
+# A rung **pays** where it beats the one before it by more than the spread: a loss lower with every seed, a speed whose whole range lies above. Mind what each is for: GQA and MLA shrink the cache, and should not cost loss; experts should lower the loss for the same arithmetic, once training is long enough, and cost memory; FP8 buys time on GPUs that have it, and at best costs no loss. A run of seconds on a processor need not show any of this: read what it did show.
+
+# %% [markdown]
 # ## Explore: a token's bytes
 #
 # Decoding is memory traffic: a step reads the weights it needs, once for all **users** who decode together, and each user's cache (lesson 02). Left, the bytes for one token of one user; right, what an H200's bandwidth allows at best, all users together.
 #
 # **Questions.** `small`, one user: from which context on does MHA read more cache than weights, and MLA? With 4,096 tokens, what do 16 users change for MHA, and for MLA? Which rung shares its weights worst?
 #
-# <details><summary>Answers</summary>MHA from 4,096 tokens on, MLA between 16,384 and 65,536. 16 users share the weights, and nobody's cache: MHA is left with its cache alone and gains little, MLA gains several times as much. The experts' model shares worst: different users choose different experts, so a step reads more and more of them, until all are read.</details>
+# <details><summary>Answers</summary>MHA from 4,096 tokens on, MLA between 16,384 and 65,536. 16 users share the weights, and nobody's cache: MHA is left with its cache alone, and all 16 together get less than twice the tokens of one; with MLA they get more than four times as many. The experts' model shares worst: different users choose different experts, so a step reads more and more of them, until all are read.</details>
 
 
 # %%
@@ -584,7 +589,7 @@ explore(draw, alt, (9, 3.8), **sizes, **controls)
 # - **Small models.** Each technique has a fixed price: more and smaller products, a router, quantising. Where products are small already, as in `tiny`, that price is most of it. The speeds above say how much on this machine.
 # - **Short texts, one user.** MLA saves cache. Where the cache is small beside the weights, there is nothing to save.
 # - **Short training.** More parameters need more steps to be worth their memory (lesson 07: where the lines cross).
-# - **Memory.** At equal active parameters the experts' model is several times as large; against a dense model of its TOTAL size it would need to win otherwise.
+# - **Memory.** At equal active parameters the experts' model is the larger one (by how much, the next cell prints); against a dense model of its TOTAL size it would need to win otherwise.
 # - **Anything emulated.** FP8 without FP8 units is only slower.
 #
 # And what a ladder cannot show: whether gains add up. The order of the rungs is a choice; another one would credit each technique differently.
@@ -623,7 +628,7 @@ print(f"V3's dense rival would have a SwiGLU of width {my_equal_active_width(v3)
 # - The bias moved by 0.001 a step, and by 0 for the last 500 billion tokens.
 # - It has one thing more than yours: **multi-token prediction**, a further block that guesses one token beyond the next (section 2.2). minids has it, `num_nextn_predict_layers=1`; no exercise is about it.
 #
-# What came after: V3.2 adds an indexer that lets each token attend to 2,048 others at most. V4, by public code and posts, replaces MLA by shared-KV attention over compressed sparse layers, and trains with Muon, as you did here.
+# What came after: V3.2 adds an indexer that lets each token attend to 2,048 tokens at most. V4, by public code and posts, replaces MLA by shared-KV attention over compressed sparse layers, and trains with Muon, as you did here.
 #
 # ## Your page
 #
@@ -645,7 +650,8 @@ sections = [
     ("Its parts: whose, calls, milliseconds a call", portrait.rows(parts)),
 ]
 if recorded:
-    sections.insert(5, (f"The ladder, recorded on {recorded['device']}", ladder.draw(recorded)))
+    drawn = ladder.draw(recorded, columns=3)
+    sections.insert(5, (f"The ladder, recorded on {recorded['device']}", drawn))
 portrait.write_page(progress.home() / "mini_deepseek.html", "My mini-DeepSeek", sections)
 print("written: .minids/mini_deepseek.html")
 
@@ -662,7 +668,7 @@ print("written: .minids/mini_deepseek.html")
 #
 # **1.** Why does the second addition add to $h$ and not to $x$?
 # <details><summary>because of the norm</summary>No: neither is normed.</details>
-# <details><summary>so that what attention found stays in the stream</summary>Yes: from x, it would be lost.</details>
+# <details><summary>so that what attention found stays in the stream</summary>Yes: x + … would lose it, but for what the feed-forward made of it.</details>
 #
 # **2.** You forget `zero_grad()`. What happens?
 # <details><summary>an error</summary>No: nothing complains.</details>
@@ -675,7 +681,7 @@ print("written: .minids/mini_deepseek.html")
 #
 # **4.** MLA's rung has the same loss as GQA's, and trains no faster. Did it pay?
 # <details><summary>no, nothing was gained</summary>Look at what it is for, before you say so.</details>
-# <details><summary>ask for the cache, at equal loss</summary>Yes: GQA's cache here is the larger one, so MLA saved memory for nothing. That is what it is for.</details>
+# <details><summary>ask for the cache, at equal loss</summary>Yes: GQA's cache here is the larger one, so MLA saved memory, and it cost no loss. That is what it is for.</details>
 
 # %% [markdown]
 # ## Homework

@@ -115,8 +115,8 @@ def comparisons(below, case, settings):
 # The figure ------------------------------------------------------------------------------------------------------
 
 
-def draw(outcome):
-    """The ladder as a matplotlib Figure: a row for each rung, a panel for each thing measured."""
+def draw(outcome, columns=6):
+    """The ladder as a matplotlib Figure: a row for each rung, panels for what was measured, `columns` side by side."""
     from matplotlib.figure import Figure
 
     cases = outcome["cases"]
@@ -133,9 +133,11 @@ def draw(outcome):
         ],
         "cache per token,\nbytes": [[case["cache_bytes_per_token"]] for case in cases],
     }
-    figure = Figure(figsize=(12, 1.3 + 0.42 * len(cases)), layout="constrained")
-    every = figure.subplots(1, len(panels), sharey=True)
-    for axes, (name, values) in zip(every, panels.items(), strict=True):
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(2 * columns if lines == 1 else 3 * columns, 1.0 + lines * (0.3 + 0.42 * len(cases))))
+    figure.set_layout_engine("constrained")
+    every = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for axes, (name, values) in zip(every, panels.items(), strict=False):
         hollow = [case["emulated"] and "tokens/s" in name for case in cases]
         draw_panel(axes, name, values, hollow)
     every[0].set_yticks(range(len(cases)), [case["case"] for case in cases])

@@ -17,9 +17,9 @@ from minids.lab.sandbox import learners_line, plain_state
 from minids.lab.show import show
 
 USED = {  # the exercises whose functions the model can be made of, by the place where they work
-    "every layer": ("13.1", "01.1"),
+    "every layer": ("13.1", "01.1", "01.2"),
     "dense feed-forward": ("01.4",),
-    "MHA and GQA": ("01.2", "01.3", "02.1", "02.3"),
+    "MHA and GQA": ("01.3", "02.1", "02.3"),
     "MLA": ("03.1", "03.2", "03.3", "03.4"),
     "decoding with MLA": ("04.1", "04.2", "04.3", "04.5"),
     "experts": ("07.2", "07.3", "07.4"),

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -238,6 +239,13 @@ def limited(model, clip):
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
 
 
+def halves(model, clip):
+    hidden = [p for p in model.layers.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if not any(p is other for other in hidden)]
+    for part in (hidden, rest):
+        torch.nn.utils.clip_grad_norm_(part, clip)
+
+
 def each_alone(model, clip):
     for p in model.parameters():
         torch.nn.utils.clip_grad_norm_([p], clip)
@@ -315,6 +323,14 @@ def limited_alone(run, batches, bias_rate, clip):
     return steps_with(run, batches, bias_rate, clip, limit=each_alone)
 
 
+@TRAIN_STEPS.wrong(
+    "Each optimizer's gradients are limited by themselves: the limit is for the norm of ALL of run.model.parameters() together, "
+    "once, before the loop over the optimizers."
+)
+def limited_by_optimizer(run, batches, bias_rate, clip):
+    return steps_with(run, batches, bias_rate, clip, limit=halves)
+
+
 @TRAIN_STEPS.wrong("Each number of a gradient is cut at clip: it is the NORM of all that is limited, clip_grad_norm_.")
 def limited_by_value(run, batches, bias_rate, clip):
     return steps_with(run, batches, bias_rate, clip, limit=by_value)
@@ -338,6 +354,14 @@ def biases_backwards(run, batches, bias_rate, clip):
 )
 def total_reported(run, batches, bias_rate, clip):
     return steps_with(run, batches, bias_rate, clip, give=0)
+
+
+@TRAIN_STEPS.wrong(
+    "backward() is called on the second result of model.loss: that is a report, without a graph. Differentiate the first."
+)
+def backward_of_the_report(run, batches, bias_rate, clip):
+    for inputs, targets in batches:
+        run.model.loss(inputs, targets)[1].backward()
 
 
 @TRAIN_STEPS.wrong("You give the mean of the losses: one number for each step is asked for, torch.stack of them.")
@@ -417,6 +441,7 @@ EQUAL_ACTIVE_WIDTH = Exercise(
         {"L": 61, "D": 7168, "I": 18432, "F": 2048, "E": 256, "S": 1, "A": 8, "first": 3},
         {"L": 5, "D": 36, "I": 130, "F": 23, "E": 90, "S": 2, "A": 3, "first": 2},
         {"L": 3, "D": 20, "I": 77, "F": 10, "E": 44, "S": 1, "A": 2, "first": 0},
+        {"L": 6, "D": 8, "I": 50, "F": 12, "E": 96, "S": 1, "A": 2, "first": 1},
     ],
     hints=[
         "What does a token meet in the feed-forwards of all layers together: in a dense one, and in one with experts (lesson "
@@ -434,12 +459,14 @@ def _(r, L, D, I, F, E, S, A, first):  # noqa: E741
     return ModelConfig(hidden_size=D, intermediate_size=I, **experts, **layers)
 
 
-def width(cfg, visited=None, router=True, first=None, over=None, matrices=3, plus=0):
+def width(cfg, visited=None, router=None, first=None, over=None, matrices=3, plus=0):
     """The width with a part of the count replaced; `visited` experts a token, `first` dense layers, divided by `over`."""
     D, L = cfg.hidden_size, cfg.num_hidden_layers
     first = cfg.first_k_dense_replace if first is None else first
     visited = cfg.n_shared_experts + cfg.num_experts_per_tok if visited is None else visited
-    moe = visited * matrices * D * cfg.moe_intermediate_size + router * cfg.n_routed_experts * (D + 1)
+    moe = visited * matrices * D * cfg.moe_intermediate_size + (
+        cfg.n_routed_experts * (D + 1) if router is None else router
+    )
     active = first * 3 * D * cfg.intermediate_size + (L - first) * moe + plus
     return round(active / (3 * D * (L if over is None else over)))
 
@@ -468,7 +495,19 @@ def one_expert(cfg):
 
 @EQUAL_ACTIVE_WIDTH.wrong("The router is missing: each token is multiplied with all its E rows of D numbers.")
 def without_router(cfg):
-    return width(cfg, router=False)
+    return width(cfg, router=0)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("The router's bias is missing: E more parameters, E·(D + 1) in all.")
+def router_without_bias(cfg):
+    return width(cfg, router=cfg.n_routed_experts * cfg.hidden_size)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "You count the router's rows of the A chosen experts alone: to choose, a token is multiplied with all E of them."
+)
+def router_of_the_chosen(cfg):
+    return width(cfg, router=cfg.num_experts_per_tok * (cfg.hidden_size + 1))
 
 
 @EQUAL_ACTIVE_WIDTH.wrong(
@@ -529,6 +568,13 @@ def as_it_is(cfg):
     return cfg.intermediate_size
 
 
+@EQUAL_ACTIVE_WIDTH.wrong("You do not round: a width is a whole number, round(…).")
+def not_rounded(cfg):
+    D, L, first = cfg.hidden_size, cfg.num_hidden_layers, cfg.first_k_dense_replace
+    moe = accounting.moe_parameters(cfg).active
+    return (first * 3 * D * cfg.intermediate_size + (L - first) * moe) / (3 * D * L)
+
+
 @EQUAL_ACTIVE_WIDTH.wrong("You round down: the nearest whole width is asked for, round(…).")
 def rounded_down(cfg):
     D, L = cfg.hidden_size, cfg.num_hidden_layers
@@ -562,6 +608,7 @@ TIME_TO_REACH = Exercise(
         {"n": 8, "where": 2.0, "noise": 0.2},  # never reached
         {"n": 7, "where": -1.0, "noise": 0.0},  # reached at once
         {"n": 2, "where": 0.5, "noise": 0.0},
+        {"n": 10, "where": "lowest", "noise": 0.4},  # touched by the lowest point alone: the lesson's own goal
     ],
     hints=[
         "Which is the first point at or below the target? The curve crossed on the way from the point before it. And if there "
@@ -578,7 +625,8 @@ def _(r, n, where, noise):
     smooth = 4 - 2 * torch.linspace(0, 1, n, dtype=torch.float64)
     bumps = noise * torch.tensor([(-1.0) ** i for i in range(n)], dtype=torch.float64)
     bits = smooth + bumps  # it goes up and down: the target is crossed more than once
-    return times, bits, float(4 - 2 * where) + 0.013
+    bits = bits.float().double()  # so that the lowest one is the target in fp32 too
+    return times, bits, bits.min().item() if where == "lowest" else 4 - 2 * where + 0.013
 
 
 def crossing(times, bits, target, point=None, never=math.inf, at_once=True):
@@ -650,6 +698,39 @@ def last_crossing(times, bits, target):
     if not found:
         return time_to_reach(times, bits, target)
     return float(on_the_line(times, bits, found[-1] - 1, found[-1], target))
+
+
+@TIME_TO_REACH.wrong(
+    "A point exactly AT the target does not count in yours: it is reached there, so compare with <=, not with <. The target "
+    "below is the lowest point of a curve."
+)
+def below_alone(times, bits, target):
+    if bits[0] < target:
+        return float(times[0])
+    for after in range(1, len(bits)):
+        if bits[after] < target:
+            return float(on_the_line(times, bits, after - 1, after, target))
+    return math.inf
+
+
+@TIME_TO_REACH.wrong(
+    "The curve goes up and down, so a search that needs sorted bits (np.interp, searchsorted) goes wrong on it: walk along the "
+    "points, to the first one at or below the target."
+)
+def sorted_search(times, bits, target):
+    if bits.min() > target:
+        return math.inf
+    return float(np.interp(-float(target), -bits.double().numpy(), times.double().numpy()))
+
+
+@TIME_TO_REACH.wrong(
+    "You take the LAST time that the curve comes down to the target, and a first point at it does not count: the first counts."
+)
+def backwards(times, bits, target):
+    for after in range(len(bits) - 1, 0, -1):
+        if bits[after] <= target <= bits[after - 1]:
+            return float(on_the_line(times, bits, after - 1, after, target))
+    return math.inf
 
 
 @TIME_TO_REACH.wrong(
