@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minids.functions import BlockAttention, LinearCrossEntropy, NormOnCPU, root_mean_square
 
@@ -169,17 +170,41 @@ class Cache:
 
 
 def causal_attention(q, k, v, scale):
-    """softmax(q k^T * scale) v, where the T queries are the last of the S positions; q [B,T,H,*], k, v [B,S,G,*]."""
+    """softmax(q k^T * scale) v, where the T queries are the last of the S positions; q [B,T,H,*], k, v [B,S,G,*].
+
+    A kernel of our own would not pay: on Hopper cuDNN multiplies keys and narrower values as they are, at about twice
+    flash's rate (pytorch#142132); elsewhere flash wants one width, and zeros behind MLA's values (128 of 192) make the
+    products 1.2 times as many at most. `python -m minids.bench attention` times them all.
+    """
     (B, T, H, _), S, width, more = q.shape, k.shape[1], v.shape[-1], q.shape[2] // k.shape[2]
     if q.requires_grad and q.device.type == "cpu" and T == S and B * H * T * T <= BlockAttention.ROOM:
         k, v = (t.repeat_interleave(more, 2) if more > 1 else t for t in (k, v))
         return BlockAttention.apply(q, k, v, scale)
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if width < q.shape[-1]:  # torch's fused attention takes q, k and v of one width only
+    options = {"attn_mask": mask, "is_causal": T == S > 1, "enable_gqa": more > 1}
+    if prefers_cudnn(q.device) and options["is_causal"] and cudnn_takes(q, k, v, **options):
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v, scale=scale, **options).transpose(1, 2)
+    if width < q.shape[-1]:  # torch's other fused attentions take q, k and v of one width only
         v = F.pad(v, (0, q.shape[-1] - width))
-    options = {"scale": scale, "is_causal": T == S > 1, "enable_gqa": more > 1}
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[..., :width].transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, **options)[..., :width].transpose(1, 2)
+
+
+@lru_cache
+def prefers_cudnn(where):
+    """Whether cuDNN's is torch's fastest attention for many queries on a device: on Hopper (transformers#48163).
+
+    Before cuDNN 9.15.1 it is wrong for lengths that 128 does not divide (pytorch#169849).
+    """
+    hopper = where.type == "cuda" and torch.cuda.get_device_capability(where)[0] == 9
+    return hopper and (torch.backends.cudnn.version() or 0) > 91500
+
+
+def cudnn_takes(q, k, v, attn_mask, is_causal, enable_gqa):
+    """Whether cuDNN has an attention for these tensors [B,H,T,*], their dtype, and their gradients where needed."""
+    inputs = torch.backends.cuda.SDPAParams(q, k, v, attn_mask, 0.0, is_causal, enable_gqa)
+    return torch.backends.cuda.can_use_cudnn_attention(inputs)
 
 
 def linear_cross_entropy(x, weight, targets, impl="auto"):
