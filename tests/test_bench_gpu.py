@@ -7,7 +7,7 @@ import torch
 
 from minids import bench, triton_env
 from minids.bench import __main__ as command
-from minids.bench import fp8, gpu, harness, layers, mla, moe, tables
+from minids.bench import attention, fp8, gpu, harness, layers, mla, moe, tables
 from minids.layers import apply_rope
 
 pytestmark = pytest.mark.skipif(not triton_env.installed(), reason="triton is not installed")
@@ -42,6 +42,34 @@ def test_quick_runs_every_side_of_layers(tmp_path, capsys):
     for case in outcome["cases"]:
         assert {"minids", "torch"} <= set(case["best"]) and len(case["forms"]) >= 2
     assert "another function" in outcome["skipped"]["Liger's RoPE"]
+
+
+def test_quick_runs_every_side_of_attention(tmp_path, capsys):
+    command.main(["attention", "--quick", "--json", str(tmp_path / "out.json")])
+    outcome = json.loads((tmp_path / "out.json").read_text())["attention"]
+    shapes = "MLA 2 heads 24/16, batch 2", "MHA 2 heads 16/16, batch 1"
+    assert [case["case"] for case in outcome["cases"]] == [
+        f"{s} {way}" for s in shapes for way in ("forward", "backward")
+    ]
+    for case in outcome["cases"]:
+        assert {("minids", ""), ("SDPA", "default"), ("SDPA", "flash, padded")} <= {
+            (form["side"], form["form"]) for form in case["forms"]
+        }
+        assert set(case["skipped"]) <= {"SDPA cuDNN", "SDPA efficient"}
+
+
+def test_the_work_of_attention_over_whole_sequences():
+    case = attention.attention("MLA", 4, 16, 192, 128)  # kernels multiply what the causal mask leaves, T²/2 pairs
+    assert case.work(4096, False)["flops"] == 4 * 16 * 2 * (4096**2 / 2) * (192 + 128)
+    assert case.work(4096, True)["flops"] == 4 * 16 * 2 * (4096**2 / 2) * (192 + 128 + 128 + 192 + 192)
+    assert case.work(4096, False)["bytes"] == 2 * 4 * 4096 * 16 * (192 + 192 + 128 + 128)
+
+
+def test_a_wrong_attention_is_not_timed(monkeypatch):
+    monkeypatch.setattr(attention, "minids", lambda _: lambda q, k, v: 0.9 * attention.fused(q, k, v))
+    monkeypatch.setitem(attention.SIDES, ("minids", ""), attention.minids)
+    with pytest.raises(harness.BenchError, match="minids's result 0 differs"):
+        attention.run(quick=True)
 
 
 def test_quick_runs_every_side_of_moe(tmp_path, capsys):
@@ -208,10 +236,11 @@ def test_a_backward_pass_gets_fresh_inputs_each_round():
     inputs, rest = layers.gate_inputs(8, 4, "cpu")
     one = layers.Pass(spoils, (inputs[:1], rest), backward=True)
     out = one.prepare()
-    assert torch.equal(one.run(out)[0], 2 * inputs[0])
+    assert torch.equal(one.run(out)[0], 2 * one.drawn) and one.drawn.abs().sum() > 0
     one.inputs[0].data.zero_()
     one.grad.zero_()
-    assert torch.equal(one.run(one.prepare())[0], 2 * inputs[0])
+    assert torch.equal(one.run(one.prepare())[0], 2 * one.drawn)
+    assert torch.equal(one.inputs[0], inputs[0])
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ SUITES = {
     "moe": "minids.bench.moe",
     "fp8": "minids.bench.fp8",
     "train": "minids.bench.train",
+    "attention": "minids.bench.attention",
     "layers": "minids.bench.layers",
     "cpu": "minids.bench.cpu",
     "ladder": "minids.bench.ladder",
 }
-GPU_SUITES = ("mla", "moe", "fp8", "train", "layers")
+GPU_SUITES = ("mla", "moe", "fp8", "train", "attention", "layers")
 RECORDS = Path(__file__).with_name("records")
 
 

@@ -143,27 +143,35 @@ def gate(width):
     return Layer(f"SwiGLU {width}", width, partial(gate_inputs, width), silu_mul, own, (3, 5))
 
 
-OPTIONAL = ("torch.compile", "Liger", "transformers")  # torch.compile needs a compiler of C++
+COMPILED = ("torch.compile", "FlexAttention")  # these need a GPU here, and a compiler of C++
+OPTIONAL = (*COMPILED, "Liger", "transformers", "SDPA")
 LAYERS = [norm(7168), gate(2048), turn(128, 64), gate(18432), norm(2048), turn(16, 64)]  # what matters most first
 TINY = [norm(48), gate(40), turn(2, 8, tokens=16)]
 
 
 def run(quick=False, save=None, until=None):
     """The result of the suite, saved after each case; raises BenchError where a side's result is wrong."""
+    skipped = {"Liger's RoPE": "it is another function: numbers i and i + R/2 turned together, in place"}
+    rows = 16 if quick else TOKENS
+    return both_ways("layers", TINY if quick else LAYERS, "tokens", rows, skipped, quick, save, until)
+
+
+def both_ways(suite, layers, what, rows, skipped, quick, save, until):
+    """The result of a suite that times `layers` forward and backward over `rows`, called `what` in its settings."""
     torch.manual_seed(0)
     device = gpu.Device(quick)
-    rows, rounds = (16, 1) if quick else (TOKENS, ROUNDS)
-    skipped = {"Liger's RoPE": "it is another function: numbers i and i + R/2 turned together, in place"}
+    rounds = 1 if quick else ROUNDS
     if not device.cuda:
-        skipped["torch.compile"] = "nothing is compiled without a GPU"
+        sides = {side for layer in layers for side, _ in layer.sides}
+        skipped |= {side: "nothing is compiled without a GPU" for side in COMPILED if side in sides}
     steps = {}
-    for layer in TINY if quick else LAYERS:
+    for layer in layers:
         functions = {}  # of the sides, built once for both directions
         for backward in (False, True):
             name = f"{layer.name} {'backward' if backward else 'forward'}"
             steps[name] = partial(case, device, layer, name, backward, rows, rounds, skipped, functions)
-    settings = {"tokens": rows, "rounds": rounds, "dtype": "bf16", "inputs": "normal, seed 0", **device.settings()}
-    outcome = harness.result("layers", [], skipped, settings, quick, device.name)
+    settings = {what: rows, "rounds": rounds, "dtype": "bf16", "inputs": "normal, seed 0", **device.settings()}
+    outcome = harness.result(suite, [], skipped, settings, quick, device.name)
     return harness.gather(steps, outcome, save, until)
 
 
@@ -195,7 +203,7 @@ class Pass:
     def __init__(self, function, inputs, backward):
         (self.originals, self.rest), self.function, self.backward = inputs, function, backward
         self.inputs = [t.clone().requires_grad_() for t in self.originals]
-        self.grad = None
+        self.drawn = self.grad = None
 
     def prepare(self):
         with torch.no_grad():
@@ -204,8 +212,9 @@ class Pass:
         if not self.backward:
             return None
         out = self.function(*self.inputs, *self.rest)
-        self.grad = torch.empty_like(out) if self.grad is None else self.grad
-        self.grad.copy_(self.originals[0])  # random numbers of the result's size
+        if self.grad is None:
+            self.drawn, self.grad = torch.randn_like(out), torch.empty_like(out)
+        self.grad.copy_(self.drawn)
         return out
 
     def run(self, out):
