@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -259,3 +260,13 @@ def test_a_gpu_says_who_says_so(name):
         assert torch.float8_e4m3fn not in gpu.flops
     else:
         assert gpu.flops[torch.float8_e4m3fn] == pytest.approx(2 * gpu.flops[torch.bfloat16], rel=0.01)
+
+
+def test_the_readme_says_of_v3_what_arithmetic_says():
+    v3, llama = (accounting.kv_bytes_per_token(cfg, torch.bfloat16) for cfg in (V3, LLAMA))
+    total, active = (
+        round(count / 1e9) for count in (accounting.parameters(V3).total, accounting.parameters(V3).active)
+    )
+    said = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"a cache of {v3:,} bytes a token where LLaMA-3.1-405B keeps {llama:,}" in said
+    assert f"{active} of {total} billion parameters" in said
