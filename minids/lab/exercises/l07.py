@@ -154,6 +154,42 @@ def idle(cfg):
     return total, total - active
 
 
+@MOE_PARAMETERS.wrong(
+    "The bias counts in the total alone: it decides who is chosen, so each token needs it; it is active too."
+)
+def bias_not_active(cfg):
+    return counted(cfg)[0], counted(cfg, bias=False)[1]
+
+
+@MOE_PARAMETERS.wrong("Your bias has D numbers: it has one for each routed expert, E.")
+def bias_of_the_width(cfg):
+    total, active = counted(cfg, bias=False)
+    return total + cfg.hidden_size, active + cfg.hidden_size
+
+
+@MOE_PARAMETERS.wrong("Your total counts the shared experts among the E routed ones: they come on top, E + S in all.")
+def shared_among_the_routed(cfg):
+    return counted(cfg, total=cfg.n_routed_experts - cfg.n_shared_experts)[0], counted(cfg)[1]
+
+
+@MOE_PARAMETERS.wrong(
+    "For the active ones you take the share A / E of everything: only the routed experts are chosen from, router and shared "
+    "experts are active as a whole."
+)
+def share_of_everything(cfg):
+    total = counted(cfg)[0]
+    return total, total * cfg.num_experts_per_tok // cfg.n_routed_experts
+
+
+@MOE_PARAMETERS.wrong(
+    "Each of the S shared experts gets rows in your router: nobody chooses them, the router has E rows."
+)
+def router_of_all_experts(cfg):
+    total, active = counted(cfg)
+    more = cfg.n_shared_experts * (cfg.hidden_size + 1)
+    return total + more, active + more
+
+
 # 07.2 ------------------------------------------------------------------------------------------------------------
 
 GROUP_LIMIT = Exercise(
@@ -165,6 +201,7 @@ GROUP_LIMIT = Exercise(
         {"M": 7, "E": 15, "groups": 5, "keep": 3},
         {"M": 9, "E": 24, "groups": 3, "keep": 2},
         {"M": 4, "E": 16, "groups": 4, "keep": 2},  # groups as many as their experts, and as tokens
+        {"M": 8, "E": 72, "groups": 24, "keep": 8, "signs": "both"},
         {"M": 1, "E": 12, "groups": 4, "keep": 1},
     ],
     hints=[
@@ -177,9 +214,10 @@ GROUP_LIMIT = Exercise(
 
 
 @GROUP_LIMIT.inputs
-def _(r, M, E, groups, keep):
+def _(r, M, E, groups, keep, signs="minus"):
     scores = r.normal(M, E).mul(1.5).sigmoid()
-    return scores + r.uniform(-2.5, -1.1, E), groups, keep  # all are negative: 0 would win
+    bias = r.uniform(-2.5, -1.1, E)  # all are negative: 0 would win
+    return scores + bias + (1.2 if signs == "both" else 0), groups, keep
 
 
 def split(biased, n_group):
@@ -346,6 +384,60 @@ def two_of_each(biased, n_group, topk_group):
     return kept(groups.masked_fill(groups < second, float("-inf")), two_best(groups), topk_group)
 
 
+@GROUP_LIMIT.wrong(
+    "The smallest finite number, finfo.min, is not -inf: use float('-inf'), which loses against any score."
+)
+def masked_by_the_smallest(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    return kept(groups, two_best(groups), topk_group, fill=torch.finfo(biased.dtype).min)
+
+
+@GROUP_LIMIT.wrong(
+    "A group's score adds its best topk_group scores: it is always the TWO best; topk_group counts groups."
+)
+def score_of_topk_group(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    return kept(groups, groups.topk(min(topk_group, groups.shape[-1]), dim=-1).values.sum(-1), topk_group)
+
+
+@GROUP_LIMIT.wrong(
+    "A group's score adds its two FIRST scores, groups[..., :2]: it is the two BEST, topk(2, -1).values."
+)
+def score_of_the_first_two(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    return kept(groups, groups[..., :2].sum(-1), topk_group)
+
+
+@GROUP_LIMIT.wrong(
+    "You compare with the score of the last group that stays, and drop what is <= it: that group goes too. Drop what is < it."
+)
+def drops_the_last_kept(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    scores = two_best(groups)
+    least = scores.topk(topk_group, dim=-1).values[..., -1:]
+    return groups.masked_fill((scores <= least).unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+@GROUP_LIMIT.wrong("You keep the best topk_group EXPERTS: whole groups stay, the best topk_group of them.")
+def best_experts(biased, n_group, topk_group):
+    least = biased.topk(topk_group, dim=-1).values[..., -1:]
+    return biased.masked_fill(biased < least, float("-inf"))
+
+
+@GROUP_LIMIT.wrong("What is dropped becomes +inf, the best score of all: use float('-inf').")
+def masked_by_plus_infinity(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    return kept(groups, two_best(groups), topk_group, fill=float("inf"))
+
+
+@GROUP_LIMIT.wrong(
+    "The first topk_group groups stay, whatever their scores: take the best ones, scores.topk(topk_group, -1)."
+)
+def first_groups(biased, n_group, topk_group):
+    groups = split(biased, n_group)
+    return kept(groups, -torch.arange(n_group).expand(len(biased), -1), topk_group)
+
+
 # 07.3 ------------------------------------------------------------------------------------------------------------
 
 
@@ -361,11 +453,11 @@ ROUTE = Exercise(
     route,
     minutes=10,
     sizes=[
-        {"M": 16, "E": 64, "A": 8, "groups": 16, "keep": 8},
-        {"M": 7, "E": 15, "A": 3, "groups": 5, "keep": 2},
-        {"M": 9, "E": 12, "A": 4, "groups": 4, "keep": 3},
-        {"M": 5, "E": 16, "A": 2, "groups": 1, "keep": 1},
-        {"M": 1, "E": 24, "A": 5, "groups": 3, "keep": 2},
+        {"M": 16, "E": 64, "A": 16, "groups": 16, "keep": 8, "factor": 2.5},
+        {"M": 7, "E": 15, "A": 3, "groups": 5, "keep": 2, "factor": 1.25},
+        {"M": 9, "E": 12, "A": 4, "groups": 4, "keep": 3, "factor": 2.5},
+        {"M": 5, "E": 16, "A": 2, "groups": 1, "keep": 1, "factor": 1.5},
+        {"M": 1, "E": 24, "A": 5, "groups": 3, "keep": 2, "factor": 2.5},
     ],
     gradients=True,
     constant=("bias",),
@@ -378,8 +470,8 @@ ROUTE = Exercise(
 
 
 @ROUTE.inputs
-def _(r, M, E, A, groups, keep):
-    return 1.5 * r.normal(M, E), r.uniform(-2.5, -1.1, E), A, groups, keep, 2.5
+def _(r, M, E, A, groups, keep, factor):
+    return 1.5 * r.normal(M, E), r.uniform(-2.5, -1.1, E), A, groups, keep, factor
 
 
 def chosen(biased, top_k, n_group, topk_group):
@@ -606,6 +698,54 @@ def gates_first(logits, bias, top_k, n_group, topk_group, factor):
 def detached(logits, bias, top_k, n_group, topk_group, factor):
     indices, gates = route(logits, bias, top_k, n_group, topk_group, factor)
     return indices, gates.detach()
+
+
+@ROUTE.wrong("The factor is 2.5 whatever the argument says: that is V3's, use `factor`.")
+def fixed_factor(logits, bias, top_k, n_group, topk_group, factor):
+    return route(logits, bias, top_k, n_group, topk_group, 2.5)
+
+
+@ROUTE.wrong(
+    "The gates are topk's values minus the bias, detached there: right numbers, but a gradient flows into the bias. Gather them "
+    "from the scores."
+)
+def gates_of_values(logits, bias, top_k, n_group, topk_group, factor):
+    values, indices = reference.group_limit(logits.sigmoid() + bias, n_group, topk_group).topk(top_k, dim=-1)
+    return indices, normalised(values - bias.detach()[indices], factor)
+
+
+@ROUTE.wrong(
+    "The chosen come with the smallest biased score first: argsort and sort go upwards. The largest comes first."
+)
+def smallest_first(logits, bias, top_k, n_group, topk_group, factor):
+    indices, gates = route(logits, bias, top_k, n_group, topk_group, factor)
+    return indices.flip(-1), gates.flip(-1)
+
+
+@ROUTE.wrong(
+    "scores[indices] takes whole ROWS, the scores of other tokens: scores.gather(-1, indices) stays in each row."
+)
+def rows_for_columns(logits, bias, top_k, n_group, topk_group, factor):
+    scores = logits.sigmoid()
+    indices = chosen(scores + bias, top_k, n_group, topk_group)
+    return indices, normalised(scores[indices], factor)
+
+
+@ROUTE.wrong("n_group and topk_group are swapped: group_limit(biased, n_group, topk_group).")
+def numbers_swapped(logits, bias, top_k, n_group, topk_group, factor):
+    scores = logits.sigmoid()
+    indices = chosen(scores + bias, top_k, topk_group, n_group)
+    return indices, normalised(scores.gather(-1, indices), factor)
+
+
+@ROUTE.wrong("The gates are divided by their mean: they are divided by their SUM over the chosen (eq. 13).")
+def divided_by_the_mean(logits, bias, top_k, n_group, topk_group, factor):
+    return route(logits, bias, top_k, n_group, topk_group, factor * top_k)
+
+
+@ROUTE.wrong("topk_group experts are chosen: that is how many GROUPS stay; a token chooses top_k experts.")
+def as_many_as_groups(logits, bias, top_k, n_group, topk_group, factor):
+    return route(logits, bias, topk_group, n_group, topk_group, factor)
 
 
 # 07.4 ------------------------------------------------------------------------------------------------------------
@@ -898,3 +1038,67 @@ def not_transposed(x, indices, gates, gate_up_proj, down_proj, shared):
     for e in range(len(down_proj)):
         token, _ = (indices == e).nonzero(as_tuple=True)
         x[token] @ gate_up_proj[e]
+
+
+@MOE_FORWARD.wrong("`out` begins anew for each expert, so only the last one stays: put its first line before the loop.")
+def begins_anew(x, indices, gates, gate_up_proj, down_proj, shared):
+    return last_alone(x, indices, gates, gate_up_proj, down_proj, len(down_proj) - 1) + always(x, shared)
+
+
+@MOE_FORWARD.wrong("Only expert 0 was met: is the `return` inside the loop?")
+def returns_in_the_loop(x, indices, gates, gate_up_proj, down_proj, shared):
+    return last_alone(x, indices, gates, gate_up_proj, down_proj, 0) + always(x, shared)
+
+
+def last_alone(x, indices, gates, gate_up_proj, down_proj, number):
+    """The gated result of one expert alone."""
+    weight = (gates * (indices == number)).sum(-1, keepdim=True)
+    return one_expert(x, gate_up_proj[number], down_proj[number]) * weight
+
+
+@MOE_FORWARD.wrong("The experts see what is in `out` already: each gets the tokens as they came, x[token].")
+def experts_see_out(x, indices, gates, gate_up_proj, down_proj, shared):
+    out = always(x, shared)
+    for e, (gate_up, down) in enumerate(zip(gate_up_proj, down_proj, strict=True)):
+        token, place = (indices == e).nonzero(as_tuple=True)
+        out = out.index_add(0, token, one_expert(out[token], gate_up, down) * gates[token, place, None])
+    return out
+
+
+@MOE_FORWARD.wrong("silu goes over the product gate · up: it goes over the gate alone, silu(gate) · up.")
+def silu_of_the_product(x, indices, gates, gate_up_proj, down_proj, shared):
+    def expert(x, gate_up, down):
+        gate, up = F.linear(x, gate_up).chunk(2, -1)
+        return F.linear(F.silu(gate * up), down)
+
+    return routed(x, indices, gates, gate_up_proj, down_proj, expert) + always(x, shared)
+
+
+@MOE_FORWARD.wrong(
+    "All gates of a token multiply each of its experts: only the gate at the place where this expert stands, "
+    "gates[token, place]."
+)
+def all_gates_of_a_token(x, indices, gates, gate_up_proj, down_proj, shared):
+    weights = gates.sum(-1, keepdim=True).expand_as(gates)
+    return routed(x, indices, weights, gate_up_proj, down_proj) + always(x, shared)
+
+
+@MOE_FORWARD.wrong("scatter_add with one number a row adds into ONE column: index_add(0, token, y) adds whole rows.")
+def into_one_column(x, indices, gates, gate_up_proj, down_proj, shared):
+    out = always(x, shared)
+    for e, (gate_up, down) in enumerate(zip(gate_up_proj, down_proj, strict=True)):
+        token, place = (indices == e).nonzero(as_tuple=True)
+        y = one_expert(x[token], gate_up, down) * gates[token, place, None]
+        out = out.scatter_add(0, token[:, None], y)
+    return out
+
+
+@MOE_FORWARD.wrong(
+    "nonzero() gives one matrix, a row for each place: nonzero(as_tuple=True) gives the two, token and place."
+)
+def nonzero_without_tuple(x, indices, gates, gate_up_proj, down_proj, shared):
+    out = always(x, shared)
+    for e, (gate_up, down) in enumerate(zip(gate_up_proj, down_proj, strict=True)):
+        token, place = (indices == e).nonzero()
+        out = out.index_add(0, token, one_expert(x[token], gate_up, down) * gates[token, place, None])
+    return out

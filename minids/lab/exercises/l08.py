@@ -25,6 +25,8 @@ LOAD_FRACTIONS = Exercise(
         {"B": 3, "T": 7, "E": 9, "A": 2, "idle": 2},
         {"B": 2, "T": 8, "E": 8, "A": 8, "idle": 0},  # each token goes to all: 1 everywhere
         {"B": 4, "T": 15, "E": 6, "A": 1, "idle": 1},
+        {"B": 2, "T": 16, "E": 24, "A": 8, "idle": 8},
+        {"B": 1, "T": 5, "E": 7, "A": 3, "idle": 1},
     ],
     hints=[
         "Count first: for each sequence, how often does each expert stand in its T rows of A choices? What would each "
@@ -155,6 +157,48 @@ def relative_to_the_largest(indices, n_experts):
     return counts / counts.amax(-1, keepdim=True)
 
 
+@LOAD_FRACTIONS.wrong(
+    "The counts of a sequence are divided by the choices of the whole batch (indices.numel()): its own are A·T."
+)
+def divided_by_the_batch(indices, n_experts):
+    return of_counts(lambda T, A, E: E / (A * T))(indices, n_experts) / len(indices)
+
+
+@LOAD_FRACTIONS.wrong(
+    "scatter_add_ wants values of the dtype of `counts`: torch.ones_like(chosen) is int64 as the indices are; say "
+    "dtype=torch.float32."
+)
+def ones_of_the_indices(indices, n_experts):
+    chosen = indices.flatten(-2)
+    return torch.zeros(len(chosen), n_experts).scatter_add_(-1, chosen, torch.ones_like(chosen))
+
+
+@LOAD_FRACTIONS.wrong(
+    "unique() leaves out the experts that nobody chose, so counts land at the wrong experts: an idle one must have its 0."
+)
+def unique_counts(indices, n_experts):
+    counts = torch.zeros(len(indices), n_experts)
+    for row, chosen in zip(counts, indices, strict=True):
+        found = chosen.unique(return_counts=True)[1]
+        row[: len(found)] = found
+    return counts * n_experts / indices[0].numel()
+
+
+@LOAD_FRACTIONS.wrong("The number of experts is fixed in yours: take the argument n_experts.")
+def always_16(indices, n_experts):
+    return reference.load_fractions(indices, 16)
+
+
+@LOAD_FRACTIONS.wrong("The factor has 16 for E, whatever n_experts is: take the argument.")
+def factor_of_16(indices, n_experts):
+    return of_counts(lambda T, A, E: 16 / (A * T))(indices, n_experts)
+
+
+@LOAD_FRACTIONS.wrong("All sequences get the loads of the first: count each sequence's own.")
+def first_sequence(indices, n_experts):
+    return reference.load_fractions(indices[:1], n_experts).expand(len(indices), -1)
+
+
 # 08.2 -----------------------------------------------------------------------------------------------------------------
 
 MAX_VIOLATION = Exercise(
@@ -249,7 +293,8 @@ def median(load):
 
 
 @MAX_VIOLATION.wrong(
-    "The mean is taken for 1, as if the loads were multiples of it: they are numbers of tokens. Use load.mean()."
+    "That is max - 1. Was the mean taken for 1? Loads are numbers of tokens, use load.mean(). Or are parentheses missing? "
+    "(max - mean) / mean."
 )
 def mean_of_one(load):
     return violation(load, 1.0)
@@ -277,6 +322,36 @@ def as_a_number(load):
     return violation(load, load.mean()).item()
 
 
+@MAX_VIOLATION.wrong("// cuts down to a whole number: divide by /.")
+def cut_to_whole(load):
+    return (load.max() - load.mean()) // load.mean()
+
+
+@MAX_VIOLATION.wrong("argmax gives the NUMBER of the busiest expert: its load is load.max().")
+def number_of_the_busiest(load):
+    return (load.argmax() - load.mean()) / load.mean()
+
+
+@MAX_VIOLATION.wrong("The mean is taken over the OTHER experts: the busiest one counts in the mean too.")
+def mean_of_the_others(load):
+    return violation(load, (load.sum() - load.max()) / (len(load) - 1))
+
+
+@MAX_VIOLATION.wrong("The sum is divided by E - 1: the mean of E loads is their sum over E.")
+def over_one_less(load):
+    return violation(load, load.sum() / (len(load) - 1))
+
+
+@MAX_VIOLATION.wrong("The sign is wrong: the mean is subtracted from the largest load, so MaxVio is never negative.")
+def negative_violation(load):
+    return -violation(load, load.mean())
+
+
+@MAX_VIOLATION.wrong("The number of experts is 16 in yours, whatever the loads: use load.mean(), or len(load).")
+def mean_of_sixteen(load):
+    return violation(load, load.sum() / 16)
+
+
 # 08.3 -----------------------------------------------------------------------------------------------------------------
 
 BALANCE_LOSS = Exercise(
@@ -284,10 +359,10 @@ BALANCE_LOSS = Exercise(
     reference.balance_loss,
     minutes=12,
     sizes=[
-        {"B": 1, "T": 24, "E": 16, "A": 8},
-        {"B": 3, "T": 7, "E": 9, "A": 2},
-        {"B": 2, "T": 8, "E": 16, "A": 8},
-        {"B": 4, "T": 15, "E": 6, "A": 1},
+        {"B": 1, "T": 24, "E": 16, "A": 8, "alpha": 0.25},
+        {"B": 3, "T": 7, "E": 9, "A": 2, "alpha": 0.1},
+        {"B": 2, "T": 8, "E": 16, "A": 8, "alpha": 0.5},
+        {"B": 4, "T": 15, "E": 6, "A": 1, "alpha": 0.25},
     ],
     gradients=True,
     hints=[
@@ -300,9 +375,9 @@ BALANCE_LOSS = Exercise(
 
 
 @BALANCE_LOSS.inputs
-def _(r, B, T, E, A):
+def _(r, B, T, E, A, alpha):
     scores = (r.normal(B, T, E) + r.normal(E)).sigmoid()
-    return scores, choose(r, scores, A), 0.25
+    return scores, choose(r, scores, A), alpha
 
 
 def normalised(scores, dim=-1):
@@ -460,13 +535,47 @@ def one_for_each_sequence(scores, indices, alpha):
     return alpha * (loads(indices, scores) * normalised(scores).mean(-2)).sum(-1)
 
 
+@BALANCE_LOSS.wrong("A Python number comes out, by .item() or float(): that cuts the gradient. Give the 0-dim tensor.")
+def loss_as_a_number(scores, indices, alpha):
+    return reference.balance_loss(scores, indices, alpha).item()
+
+
+@BALANCE_LOSS.wrong("alpha is fixed in yours: use the argument.")
+def fixed_alpha(scores, indices, alpha):
+    return reference.balance_loss(scores, indices, 0.25)
+
+
+@BALANCE_LOSS.wrong("f is multiplied by itself: the second factor is P, the mean shares of the SCORES.")
+def f_squared(scores, indices, alpha):
+    f = loads(indices, scores)
+    return total(f, f, alpha)
+
+
+@BALANCE_LOSS.wrong("Both are summed before they are multiplied: sum the products f_i · P_i over the experts.")
+def summed_before(scores, indices, alpha):
+    return alpha * (loads(indices, scores).sum(-1) * normalised(scores).mean(-2).sum(-1)).mean()
+
+
+@BALANCE_LOSS.wrong(
+    "P is the mean over the sequences too: each sequence has its own P [B, E], the mean over its T tokens."
+)
+def P_of_the_batch(scores, indices, alpha):
+    return total(loads(indices, scores), normalised(scores).mean((0, 1)), alpha)
+
+
 # 08.4 -----------------------------------------------------------------------------------------------------------------
 
 UPDATE_BIAS = Exercise(
     "08.4",
     reference.update_bias,
     minutes=6,
-    sizes=[{"E": 16}, {"E": 5}, {"E": 8}, {"E": 7}],
+    sizes=[
+        {"E": 16, "rate": 0.125},
+        {"E": 5, "rate": 0.02},
+        {"E": 8, "rate": 0.125},
+        {"E": 7, "rate": 0.5},
+        {"E": 6, "rate": 0.125, "loads": "20 or 21"},
+    ],
     hints=[
         "Whose bias should rise: that of an expert with more load than the mean, or with less? By how much: does the "
         "size of the difference matter?",
@@ -476,11 +585,14 @@ UPDATE_BIAS = Exercise(
 
 
 @UPDATE_BIAS.inputs
-def _(r, E):
+def _(r, E, rate, loads="any"):
     load = r.integers(0, 50, E).double()
     load[1] += (-load[:-1].sum()) % (E - 1)
     load[-1] = load[:-1].sum() / (E - 1)  # a whole number: the last expert has exactly the mean load
-    return 0.5 * r.normal(E), load, 0.125
+    if loads == "20 or 21":
+        load = 20.0 + (load % 2)
+        load[:2] = torch.tensor([20.0, 21.0])  # the mean lies between, near all
+    return 0.5 * r.normal(E), load, rate
 
 
 def moved(direction):
@@ -611,3 +723,43 @@ def decayed(bias, load, rate):
 def centred(bias, load, rate):
     new = reference.update_bias(bias, load, rate)
     return new - new.mean()
+
+
+@UPDATE_BIAS.wrong(
+    "The step is proportional to the difference, up to `rate` at most (clamp): V3's rule takes the sign, a step of `rate` however "
+    "small the difference."
+)
+def by_clamped_difference(bias, load, rate):
+    return bias + (rate * (load.mean() - load)).clamp(-rate, rate)
+
+
+@UPDATE_BIAS.wrong("The difference goes through tanh, which is near its sign for large ones alone: torch.sign.")
+def by_tanh(bias, load, rate):
+    return bias + rate * torch.tanh(load.mean() - load)
+
+
+@UPDATE_BIAS.wrong(
+    "The difference is divided by its own size: for an expert with exactly the mean load that is 0/0 = NaN. torch.sign(0) is 0."
+)
+def divided_by_its_size(bias, load, rate):
+    difference = load.mean() - load
+    return bias + rate * difference / difference.abs()
+
+
+@UPDATE_BIAS.wrong(
+    "The mean is cut or rounded to a whole number (// or round): an expert just beside the mean moves too."
+)
+def against_a_whole_mean(bias, load, rate):
+    return bias + rate * torch.sign(load.sum() // len(load) - load)
+
+
+@UPDATE_BIAS.wrong("The step is 0.125 whatever `rate` is: use the argument.")
+def step_of_an_eighth(bias, load, rate):
+    return reference.update_bias(bias, load, 0.125)
+
+
+@UPDATE_BIAS.wrong(
+    "The load is compared with the middle of the largest and the smallest: V3's rule takes the mean of all."
+)
+def against_the_middle(bias, load, rate):
+    return bias + rate * torch.sign((load.max() + load.min()) / 2 - load)
