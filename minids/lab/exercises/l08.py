@@ -556,13 +556,6 @@ def summed_before(scores, indices, alpha):
     return alpha * (loads(indices, scores).sum(-1) * normalised(scores).mean(-2).sum(-1)).mean()
 
 
-@BALANCE_LOSS.wrong(
-    "P is the mean over the sequences too: each sequence has its own P [B, E], the mean over its T tokens."
-)
-def P_of_the_batch(scores, indices, alpha):
-    return total(loads(indices, scores), normalised(scores).mean((0, 1)), alpha)
-
-
 # 08.4 -----------------------------------------------------------------------------------------------------------------
 
 UPDATE_BIAS = Exercise(
