@@ -133,7 +133,7 @@ def describe(value, dtype=None):
     if value is None:
         return "None (is there a `return`?)"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"a {'tuple' if isinstance(value, tuple) else type(value).__name__} of {len(value)}"
     if isinstance(value, np.ndarray):
         return f"a numpy array {list(value.shape)} {value.dtype}"
     if isinstance(value, int) and abs(value) >= 10**18:

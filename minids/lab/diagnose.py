@@ -1,6 +1,7 @@
 """The likeliest mistake behind an answer that failed: a known wrong answer that does the same, or a pattern."""
 
 import math
+from functools import partial
 
 import torch
 
@@ -12,6 +13,13 @@ NAN = (
     "The result holds NaN: part of it was never written (memory from torch.empty starts as NaN here), "
     "or a division 0/0, or a softmax over a row that is masked altogether."
 )
+ROUNDINGS = {
+    "down to a whole number": math.floor,
+    "up to a whole number": math.ceil,
+    "to a whole number": round,
+    **{f"to {n} digits behind the point": partial(round, ndigits=n) for n in range(1, 6)},
+}
+NEARLY = 1e-2  # of a result's scale; bfloat16 has some 4e-3
 
 
 def diagnosis(exercise, seen):
@@ -101,6 +109,23 @@ def the_input(exercise, seen):
     return None
 
 
+def the_same_number(exercise, seen):
+    pairs = numbers(seen)
+    if len({tuple(got.tolist()) for got, _ in pairs}) == 1 < len({tuple(want.tolist()) for _, want in pairs}):
+        return "It gives the same for every input: does it use its arguments?"
+    return None
+
+
+def rounded(exercise, seen):
+    pairs = [(g, w) for got, want in numbers(seen) for g, w in zip(got.tolist(), want.tolist(), strict=True)]
+    if not all(math.isfinite(w) for _, w in pairs):
+        return None
+    for how, change in ROUNDINGS.items():
+        if any(g != w for g, w in pairs) and all(math.isclose(g, change(w)) for g, w in pairs):
+            return f"It is right, but rounded {how}: give the number as it is (/ and not //, no round, no int)."
+    return None
+
+
 def a_factor(exercise, seen):
     """One factor between what came and what was expected, the same everywhere or one for each case."""
     pairs, factors = flat_pairs(seen), []
@@ -113,8 +138,8 @@ def a_factor(exercise, seen):
     if not factors or None in factors:
         return None
     low, high = min(factors), max(factors)
-    if max(abs(low - 1), abs(high - 1)) < 1e-4:
-        return None  # the numbers are right, and something else is wrong
+    if max(abs(low - 1), abs(high - 1)) < 1e-3:
+        return None  # the numbers are right, or nearly so, and something else is wrong
     if high - low <= 1e-3 * abs(high):
         return f"Everything is {factors[0]:.4g} times what it should be: a constant factor is missing, or one too many."
     if all(want.numel() == 1 for _, want in pairs):
@@ -130,16 +155,37 @@ def factor_between(got, want, allowed):
     return factor if (got - factor * want).abs().max() <= allowed * abs(factor) * want.abs().max() else None
 
 
+def one_part(exercise, seen):
+    """Of several numbers some are right, the others wrong by a factor of their own."""
+    pairs = numbers(seen)
+    if not pairs or not all(want.all() for _, want in pairs):
+        return None
+    ratios = torch.stack([got / want for got, want in pairs])
+    low, high = ratios.min(0).values, ratios.max(0).values
+    off = [i for i in range(len(low)) if abs(low[i] - 1) > 1e-3 or abs(high[i] - 1) > 1e-3]
+    if not 0 < len(off) < len(low) or any(high[i] - low[i] > 1e-3 * abs(high[i]) for i in off):
+        return None
+    names = getattr(expected(exercise, seen[0].case)[0], "_fields", range(len(low)))
+    words = " and ".join(f"result[{names[i]}] is always {low[i].item():.4g} times what it should be" for i in off)
+    return f"The {words}, the rest is right: a constant factor is missing there, or one too many."
+
+
 def only_aligned(exercise, seen):
-    if splits(seen, lambda o: o.case.aligned):
-        return "It is right only for sizes that are multiples of 8: what happens to the last, smaller piece?"
-    return None
+    if not splits(seen, lambda o: o.case.aligned):
+        return None
+    only = "It is right only for sizes that are multiples of 8"
+    if any(isinstance(leaf, torch.Tensor) for leaf in leaves(seen[0].case.args)):
+        return f"{only}: what happens to the last, smaller piece?"
+    return f"{only}: is something cut down by // or int(), or used that only there has the value of another?"
 
 
 def only_batch_one(exercise, seen):
-    if splits(seen, lambda o: o.case.batch == 1):
-        return "It is right for batch 1 only: does it use the first sequence for all of them?"
-    return None
+    if not splits(seen, lambda o: o.case.batch == 1):
+        return None
+    only = "It is right for batch 1 only"
+    if all(o.call.error is not None for o in seen if o.failed):
+        return f"{only}: shapes that do not fit may fit there, where a dimension of 1 is repeated or dropped."
+    return f"{only}: does it use the first sequence for all of them?"
 
 
 def only_contiguous(exercise, seen):
@@ -149,10 +195,24 @@ def only_contiguous(exercise, seen):
 
 
 def nan(exercise, seen):
-    pairs = flat_pairs(seen)
-    values = [got[~want.isnan()] for got, want in pairs] or [v for o in seen for v in tensors(o.call.value)]
-    if any(v.isnan().any() for v in values):  # where the reference has NaN too, it is meant
+    """NaN in the first case that failed; where it comes later alone, it is not what is wrong there."""
+    first = next(o for o in seen if o.failed)
+    got, want = tensors(first.call.value), tensors(expected(exercise, first.case)[0])
+    alike = len(got) == len(want) and all(g.shape == w.shape for g, w in zip(got, want, strict=True))
+    got = [g[~w.isnan()] for g, w in zip(got, want, strict=True)] if alike else got
+    if any(g.isnan().any() for g in got):  # where the reference has NaN too, it is meant
         return launching.NAN if exercise.kernel is not None else NAN
+    return None
+
+
+def nearly(exercise, seen):
+    pairs = flat_pairs(seen)
+    errors = [(got - want).abs().max() / want.abs().max() for got, want in pairs if want.any()]
+    if errors and 1e-6 < max(errors) < NEARLY and not any(map(value_is_right, (o for o in seen if o.failed))):
+        return (
+            "It is right to about a hundredth, and no nearer: is a number rounded, a constant written with few digits, "
+            "a step done in fewer bits (bfloat16), or a small term left out?"
+        )
     return None
 
 
@@ -162,11 +222,15 @@ PATTERNS = [
     only_gradients,
     zeros,
     the_input,
+    the_same_number,
+    rounded,
     a_factor,
+    one_part,
     only_batch_one,
     only_aligned,
     only_contiguous,
     nan,
+    nearly,
 ]
 
 
@@ -178,6 +242,12 @@ def splits(seen, right):
 def value_is_right(observation):
     want = expected(observation.exercise, observation.case)[0]
     return compare.difference(observation.call.value, want, **options(observation)) is None
+
+
+def numbers(seen):
+    """flat_pairs where every result is made of single numbers; else []."""
+    wants = [leaf for o in seen for leaf in leaves(expected(o.exercise, o.case)[0])]
+    return flat_pairs(seen) if all(isinstance(leaf, int | float) for leaf in wants) else []
 
 
 def flat_pairs(seen):

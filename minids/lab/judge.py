@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from minids.lab import diagnose, launching, sandbox, tiles
 from minids.lab.exercise import cases
 from minids.lab.observe import observe
+from minids.lab.remarks import remarks
 
 PASS, FAIL, NOT_ATTEMPTED = "PASS", "FAIL", "NOT ATTEMPTED"
 
@@ -54,7 +55,7 @@ def verdict(exercise, fn, to_try):
     if not seen[0].failed and (again := observe(exercise, fn, seen[0].case)).failed:
         return forgetful(exercise, seen, again)
     if failed:
-        return explain(exercise, seen, failed)
+        return explain(exercise, fn, seen, failed)
     return Outcome(exercise, PASS, "", printed(seen) + launching.notes(seen, passed=True))
 
 
@@ -108,9 +109,10 @@ def too_slow(exercise, seen):
     return Outcome(exercise, FAIL, headline, printed(seen), why)
 
 
-def explain(exercise, seen, failed):
+def explain(exercise, fn, seen, failed):
     """The Outcome of an answer that failed: the first case, what was wrong there, and the diagnosis."""
-    details = [*error_or_trouble(failed[0]), f"{len(failed)} of {len(seen)} cases fail", *printed(seen)]
+    details = [*error_or_trouble(failed[0]), f"{len(failed)} of {len(seen)} cases fail", *remarks(exercise, fn)]
+    details += printed(seen)
     details += launching.notes(seen, passed=False)
     return Outcome(exercise, FAIL, f"at {failed[0].case.label}", details, diagnose.diagnosis(exercise, seen))
 

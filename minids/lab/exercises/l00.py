@@ -164,6 +164,56 @@ def exchanged(M, N, K, itemsize):
     return itemsize * (M * K + K * N + M * N), 2 * M * N * K
 
 
+@MATMUL_COST.wrong(
+    "itemsize multiplies the last matrix alone: * binds before +, so put the sum of the three into brackets."
+)
+def brackets_missing(M, N, K, itemsize):
+    return 2 * M * N * K, M * K + K * N + M * N * itemsize
+
+
+@MATMUL_COST.wrong(
+    "itemsize multiplies the first matrix alone: * binds before +, so put the sum of the three into brackets."
+)
+def brackets_missing_behind(M, N, K, itemsize):
+    return 2 * M * N * K, itemsize * M * K + K * N + M * N
+
+
+@MATMUL_COST.wrong("You count 4 bytes for every number, those of float32: take itemsize.")
+def always_four(M, N, K, itemsize):
+    return 2 * M * N * K, 4 * (M * K + K * N + M * N)
+
+
+@MATMUL_COST.wrong(
+    "itemsize is in your FLOPs too: an operation is one operation in any format, only bytes depend on it."
+)
+def flops_by_itemsize(M, N, K, itemsize):
+    return 2 * M * N * K * itemsize, itemsize * (M * K + K * N + M * N)
+
+
+@MATMUL_COST.wrong("The result moves twice in your count: here it is written once, and not read before.")
+def result_read_too(M, N, K, itemsize):
+    return 2 * M * N * K, itemsize * (M * K + K * N + 2 * M * N)
+
+
+@MATMUL_COST.wrong(
+    "That is the number of bytes alone. Return a tuple of two, the FLOPs and the bytes: return flops, nbytes"
+)
+def bytes_alone(M, N, K, itemsize):
+    return itemsize * (M * K + K * N + M * N)
+
+
+@MATMUL_COST.wrong("That is the intensity, FLOPs per byte: give both numbers as a tuple, return flops, nbytes")
+def their_quotient(M, N, K, itemsize):
+    return 2 * M * N * K / (itemsize * (M * K + K * N + M * N))
+
+
+@MATMUL_COST.wrong(
+    "You add up the three sizes M, N and K: a matrix of M rows and K columns has M·K numbers, and so on for all three."
+)
+def sizes_added(M, N, K, itemsize):
+    return 2 * M * N * K, itemsize * (M + N + K)
+
+
 ROOFLINE_TIME = Exercise(
     "00.3",
     roofline_time,
@@ -250,6 +300,39 @@ def speed_by_amount(flops, nbytes, peak, bandwidth):
     return max(peak / flops, bandwidth / nbytes)
 
 
+@ROOFLINE_TIME.wrong("Those are both times: return the longer of the two, one number.")
+def both_times(flops, nbytes, peak, bandwidth):
+    return flops / peak, nbytes / bandwidth
+
+
+@ROOFLINE_TIME.wrong("You take the mean of the two times: the work is done when the later of the two is, so max.")
+def their_mean(flops, nbytes, peak, bandwidth):
+    return (flops / peak + nbytes / bandwidth) / 2
+
+
+@ROOFLINE_TIME.wrong("You multiply by the speeds: a time is an amount DIVIDED by a speed, the faster the shorter.")
+def multiplied(flops, nbytes, peak, bandwidth):
+    return max(flops * peak, nbytes * bandwidth)
+
+
+@ROOFLINE_TIME.wrong("The bytes are multiplied by the bandwidth: their time is nbytes / bandwidth.")
+def traffic_multiplied(flops, nbytes, peak, bandwidth):
+    return max(flops / peak, nbytes * bandwidth)
+
+
+@ROOFLINE_TIME.wrong(
+    "The bytes are divided by the speed under the roof, which is in FLOP/s: with min(peak, flops / nbytes * bandwidth) it "
+    "is the FLOPs that are divided."
+)
+def bytes_by_flops_speed(flops, nbytes, peak, bandwidth):
+    return nbytes / min(peak, flops / nbytes * bandwidth)
+
+
+@ROOFLINE_TIME.wrong("That says which of the two is longer: return the longer time itself, in seconds.")
+def which_is_longer(flops, nbytes, peak, bandwidth):
+    return flops / peak > nbytes / bandwidth
+
+
 SCALE_ROWS = Exercise(
     "00.4",
     scale_rows,
@@ -306,3 +389,27 @@ def summed(x, scale):
 @SCALE_ROWS.wrong("Every row is multiplied by the mean of all scales: each row has a number of its own, scale[b, t].")
 def one_for_all(x, scale):
     return x * scale.mean()
+
+
+@SCALE_ROWS.wrong("The last row of each sequence stays as it was: a loop over the rows goes to range(T), not T - 1.")
+def last_row_forgotten(x, scale):
+    scale = torch.cat((scale[:, :-1], torch.ones_like(scale[:, -1:])), 1)
+    return x * scale[..., None]
+
+
+@SCALE_ROWS.wrong("All rows of a sequence get the scale of its first: scale[b, t] depends on t too.")
+def first_of_the_rows(x, scale):
+    return x * scale[:, :1, None]
+
+
+@SCALE_ROWS.wrong("The scale is multiplied in twice: once is enough.")
+def twice(x, scale):
+    return x * scale[..., None] * scale[..., None]
+
+
+@SCALE_ROWS.wrong(
+    "The axes come out in the order [B, D, T]: the result has those of x, [B, T, D]. In an einsum, what stands behind -> "
+    "is the order."
+)
+def columns_first(x, scale):
+    return torch.einsum("btd,bt->bdt", x, scale)

@@ -9,7 +9,13 @@ from minids import layers
 from minids.data import bits_per_byte
 from minids.lab.exercise import Exercise
 
-HIDDEN = [{"B": 1, "T": 8, "D": 16}, {"B": 3, "T": 7, "D": 10}, {"B": 3, "T": 8, "D": 32}, {"B": 1, "T": 5, "D": 33}]
+HIDDEN = [
+    {"B": 1, "T": 8, "D": 16},
+    {"B": 3, "T": 7, "D": 10},
+    {"B": 3, "T": 8, "D": 32},
+    {"B": 1, "T": 5, "D": 33},
+    {"rows": 6, "D": 9},  # [..., D] may also be a matrix
+]
 HEADS = [
     {"B": 1, "T": 16, "H": 8, "d": 8},
     {"B": 3, "T": 7, "H": 3, "d": 6},
@@ -31,8 +37,8 @@ RMS_NORM = Exercise(
 
 
 @RMS_NORM.inputs
-def _(r, B, T, D):
-    return 0.3 * r.normal(B, T, D) + 0.2, 1 + r.normal(D), 0.01
+def _(r, D, **before):
+    return 0.3 * r.normal(*before.values(), D) + 0.2, 1 + r.normal(D), 0.01
 
 
 @RMS_NORM.wrong("You subtract the mean first: that is LayerNorm. RMSNorm divides by the root mean square, and no more.")
@@ -76,6 +82,76 @@ def no_root(x, weight, eps):
 @RMS_NORM.wrong("The weight is missing: the normalised x is multiplied by it at the end.")
 def no_weight(x, weight, eps):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+@RMS_NORM.wrong(
+    "eps is not the one that is given: none is added, or a fixed one, or a built-in's own. Add `eps` to the mean of the "
+    "squares."
+)
+def another_eps(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+@RMS_NORM.wrong("eps is added to the SUM of the squares: add it to their mean, after the division by D.")
+def eps_in_the_sum(x, weight, eps):
+    return x * torch.rsqrt((x.square().sum(-1, keepdim=True) + eps) / x.shape[-1]) * weight
+
+
+@RMS_NORM.wrong(
+    "F.normalize divides by the root of the SUM of the squares, and without eps: the mean is needed, and eps inside the root."
+)
+def length_one(x, weight, eps):
+    return F.normalize(x, dim=-1) * weight
+
+
+@RMS_NORM.wrong(
+    "The mean is taken over dimension 1, the positions: each has a norm of its own, over its D numbers, the last dimension."
+)
+def over_positions(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong(
+    "The mean has lost its dimension, so its shape [...] does not fit x [..., D]: mean(-1, keepdim=True) keeps it as 1."
+)
+def dimension_lost(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(-1) + eps) * weight
+
+
+@RMS_NORM.wrong(
+    "The mean is taken over dimension 2, the last one of three only: x may have any number of dimensions, so write -1."
+)
+def dimension_2(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(2, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong("You divide by the standard deviation, which subtracts the mean: take the mean of the squares alone.")
+def by_the_deviation(x, weight, eps):
+    return x / (x.std(-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong(
+    "You divide by the root of the variance, from which the mean is subtracted: take the mean of the squares."
+)
+def by_the_variance(x, weight, eps):
+    return x * torch.rsqrt(x.var(-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong("First the squares, then their mean: you square the mean of x, in which the signs cancel.")
+def square_of_the_mean(x, weight, eps):
+    return x * torch.rsqrt(x.mean(-1, keepdim=True).square() + eps) * weight
+
+
+@RMS_NORM.wrong(
+    "You multiply by the root: x is DIVIDED by it. (torch.rsqrt is 1 / sqrt: x times rsqrt, or x over sqrt.)"
+)
+def multiplied(x, weight, eps):
+    return x * torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong("You multiply by 1 + weight, as Gemma stores it: here the factor is the weight itself.")
+def one_plus_weight(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (1 + weight)
 
 
 APPLY_ROPE = Exercise(
@@ -145,6 +221,56 @@ def cosine_only(x, cos, sin):
 def along_the_heads(x, cos, sin):
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong("Both signs are plus: that is no rotation. The minus belongs to the even column, even·cos − odd·sin.")
+def no_minus(x, cos, sin):
+    even, odd, c, s = x[..., 0::2], x[..., 1::2], cos[:, None], sin[:, None]
+    return torch.stack((even * c + odd * s, even * s + odd * c), -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong("The two columns of each pair come out exchanged: the even one first, then the odd one.")
+def odd_first(x, cos, sin):
+    return torch.stack(turn(x[..., 0::2], x[..., 1::2], cos, sin)[::-1], -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong("cos and sin are exchanged: even·cos − odd·sin, and even·sin + odd·cos.")
+def cos_for_sin(x, cos, sin):
+    return torch.stack(turn(x[..., 0::2], x[..., 1::2], sin, cos), -1).flatten(-2)
+
+
+def spread(x, partner, cos, sin):
+    return x * cos[:, None] + partner * sin[:, None]
+
+
+@APPLY_ROPE.wrong(
+    "Angle i belongs to columns 2i and 2i+1: repeat and cat lay the angles out as 0, 1, …, 0, 1, …; repeat_interleave(2, -1) "
+    "as 0, 0, 1, 1, …"
+)
+def angles_repeated(x, cos, sin):
+    partner = torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
+    return spread(x, partner, cos.repeat(1, 2), sin.repeat(1, 2))
+
+
+@APPLY_ROPE.wrong(
+    "The angles are laid out for neighbours, but the partner of column i is taken from i + d/2, as in Llama: here columns 2i "
+    "and 2i+1 are partners."
+)
+def partner_of_llama(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return spread(x, torch.cat((-b, a), -1), cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1))
+
+
+@APPLY_ROPE.wrong("All positions are turned by the angles of position 0: row t of cos and sin belongs to position t.")
+def first_position_alone(x, cos, sin):
+    return torch.stack(turn(x[..., 0::2], x[..., 1::2], cos[:1], sin[:1]), -1).flatten(-2)
+
+
+@APPLY_ROPE.wrong("You compute the angles yourself: take cos and sin as they are given, whose angles here are others.")
+def own_angles(x, cos, sin):
+    d = x.shape[-1]
+    angles = torch.arange(x.shape[1])[:, None] * 10000 ** (-2 * torch.arange(d // 2) / d)
+    return torch.stack(turn(x[..., 0::2], x[..., 1::2], angles.cos(), angles.sin()), -1).flatten(-2)
 
 
 CAUSAL_ATTENTION = Exercise(
@@ -239,11 +365,128 @@ def heads_among_themselves(q, k, v, scale):
     return scores.softmax(-1) @ v
 
 
+def built_in(q, k, v, **how):
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "scaled_dot_product_attention expects [B, H, T, d] and took your heads for positions: .transpose(1, 2) before it, for q, "
+    "k and v, and again behind it."
+)
+def built_in_not_transposed(q, k, v, scale):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The result's axes are [B, H, T, d]: it must be [B, T, H, d], as q is. .transpose(1, 2) mends it."
+)
+def heads_first(q, k, v, scale):
+    return built_in(q, k, v, scale=scale)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The result is [B, H, T, d] in memory and reshaped to [B, T, H, d]: reshape cuts the numbers anew, .transpose(1, 2) "
+    "moves the axes."
+)
+def reshaped_back(q, k, v, scale):
+    return built_in(q, k, v, scale=scale).reshape(q.shape)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "q, k and v are reshaped from [B, T, H, d] to [B, H, T, d]: reshape cuts the numbers anew and mixes positions with "
+    "heads; .transpose(1, 2) moves the axes."
+)
+def reshaped(q, k, v, scale):
+    B, T, H, d = q.shape
+    q, k, v = (t.reshape(B, H, T, d).transpose(1, 2) for t in (q, k, v))
+    return built_in(q, k, v, scale=scale).reshape(B, T, H, d)
+
+
+@CAUSAL_ATTENTION.wrong("`scale` is not used: 1/sqrt(d) is taken instead, by you or by a built-in that was not told.")
+def own_scale(q, k, v, scale):
+    return built_in(q, k, v).transpose(1, 2)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The scores are scaled twice: by you, and by the built-in's own 1/sqrt(d). Give it scale=scale."
+)
+def scaled_by_both(q, k, v, scale):
+    return built_in(q * scale, k, v).transpose(1, 2)
+
+
+@CAUSAL_ATTENTION.wrong("You divide by the scale: it is d^-0.5 already, so multiply.")
+def divided(q, k, v, scale):
+    return attend(q, k, v, 1 / scale, ones(q).tril())
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The weights are scaled after the softmax, so they do not sum to 1: scale the SCORES before it."
+)
+def scaled_late(q, k, v, scale):
+    return scale * attend(q, k, v, 1.0, ones(q).tril())
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The mask is the wrong way round: it hides s ≤ t, what may be seen. masked_fill(m, x) writes x where m is True, so m must "
+    "be True for the future, as ones(T, T).triu(1) is."
+)
+def mask_inverted(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).triu(1))
+
+
+@CAUSAL_ATTENTION.wrong(
+    "A mask of 0 times infinity is NaN, everywhere: use scores.masked_fill(future, -inf), or add torch.full((T, T), "
+    "-inf).triu(1)."
+)
+def times_infinity(q, k, v, scale):
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale + (1 - ones(q).tril().float()) * float("-inf")
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The softmax runs over the heads: for each query the weights of the KEYS must sum to 1. In [B, H, T, S] they are last."
+)
+def over_heads(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(), dim=1)
+
+
+@CAUSAL_ATTENTION.wrong("There is no softmax: the masked scores are used as weights. They must be ≥ 0 and sum to 1.")
+def no_softmax(q, k, v, scale):
+    scores = (torch.einsum("bthd,bshd->bhts", q, k) * scale).tril()
+    return torch.einsum("bhts,bshd->bthd", scores, v)
+
+
+@CAUSAL_ATTENTION.wrong("e to the scores is not divided by its sum over s: the weights of a query must sum to 1.")
+def not_divided(q, k, v, scale):
+    scores = (torch.einsum("bthd,bshd->bhts", q, k) * scale).exp().tril()
+    return torch.einsum("bhts,bshd->bthd", scores, v)
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The KEYS are summed at the end: keys give the weights, and what is summed by them are the values."
+)
+def keys_summed(q, k, v, scale):
+    return attend(q, k, k, scale, ones(q).tril())
+
+
+@CAUSAL_ATTENTION.wrong("Queries and keys are exchanged: in the scores [B, H, t, s] t is the query's position.")
+def queries_for_keys(q, k, v, scale):
+    return attend(k, q, v, scale, ones(q).tril())
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The hidden scores are too near the others (-10 or so): e^-10 still counts. They must be -inf, or as low as -1e9."
+)
+def hidden_by_ten(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(), hidden=-10.0)
+
+
 SWIGLU = Exercise(
     "01.4",
     layers.swiglu,
     minutes=5,
-    sizes=[{**s, "W": w} for s, w in zip(HIDDEN, (24, 9, 32, 21), strict=True)],
+    sizes=[{**s, "W": w} for s, w in zip(HIDDEN, (24, 9, 32, 21, 14), strict=True)],
     gradients=True,
     hints=[
         "Two projections of the same x; one of them goes through silu and opens or shuts the other.",
@@ -253,8 +496,8 @@ SWIGLU = Exercise(
 
 
 @SWIGLU.inputs
-def _(r, B, T, D, W):
-    return r.normal(B, T, D), r.normal(W, D), r.normal(W, D), r.normal(D, W)
+def _(r, D, W, **before):
+    return r.normal(*before.values(), D), r.normal(W, D), r.normal(W, D), r.normal(D, W)
 
 
 @SWIGLU.wrong("gate and up are swapped: silu belongs to the gate's projection.")
@@ -297,6 +540,61 @@ def no_up(x, w_gate, w_up, w_down):
 )
 def not_transposed(x, w_gate, w_up, w_down):
     return (F.silu(x @ w_gate) * (x @ w_up)) @ w_down
+
+
+@SWIGLU.wrong("That is GELU: silu(z) is z times sigmoid(z), F.silu.")
+def gelu(x, w_gate, w_up, w_down):
+    return F.linear(F.gelu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("That is ReLU, z where it is positive: silu(z) is z times sigmoid(z), F.silu.")
+def relu(x, w_gate, w_up, w_down):
+    return F.linear(F.relu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("That is z over 1 + e^z: sigmoid(z) is 1 / (1 + e^-z), with the minus in the exponent.")
+def sigmoid_of_minus(x, w_gate, w_up, w_down):
+    z = F.linear(x, w_gate)
+    return F.linear(z / (1 + z.exp()) * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("The last projection is missing: w_down brings the inner width W back to D.")
+def no_down(x, w_gate, w_up, w_down):
+    return F.silu(F.linear(x, w_gate)) * F.linear(x, w_up)
+
+
+@SWIGLU.wrong("x is added: the block does that, outside of SwiGLU.")
+def with_x(x, w_gate, w_up, w_down):
+    return x + F.linear(F.silu(F.linear(x, w_gate)) * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("silu is applied to x: it belongs behind the gate's projection, silu(W_gate x).")
+def silu_of_x(x, w_gate, w_up, w_down):
+    return F.linear(F.linear(F.silu(x), w_gate) * F.linear(x, w_up), w_down)
+
+
+@SWIGLU.wrong("w_gate is not used: silu of its projection multiplies that of w_up.")
+def no_gate(x, w_gate, w_up, w_down):
+    return F.linear(F.silu(F.linear(x, w_up)), w_down)
+
+
+@SWIGLU.wrong("Both factors are the gate's projection: the second one is that of w_up.")
+def gate_twice(x, w_gate, w_up, w_down):
+    z = F.linear(x, w_gate)
+    return F.linear(F.silu(z) * z, w_down)
+
+
+@SWIGLU.wrong("Both factors are the projection by w_up: silu takes that of w_gate.")
+def up_twice(x, w_gate, w_up, w_down):
+    z = F.linear(x, w_up)
+    return F.linear(F.silu(z) * z, w_down)
+
+
+@SWIGLU.wrong(
+    "w_down is applied from the wrong side: it is [D, W], stored [out, in], so F.linear(h, w_down), or h @ w_down.T."
+)
+def down_not_transposed(x, w_gate, w_up, w_down):
+    return (F.silu(F.linear(x, w_gate)) * F.linear(x, w_up)) @ w_down
 
 
 BITS_PER_BYTE = Exercise(
@@ -343,3 +641,34 @@ def upside_down(nats_per_token, tokens, nbytes):
 @BITS_PER_BYTE.wrong("You multiply by ln 2: there are MORE bits than nats, so divide by it.")
 def times_ln2(nats_per_token, tokens, nbytes):
     return nats_per_token * math.log(2) * tokens / nbytes
+
+
+@BITS_PER_BYTE.wrong(
+    "// cuts the bytes of a token down to a whole number: nbytes / tokens has a fraction, and dividing by it needs no rounding."
+)
+def whole_bytes_a_token(nats_per_token, tokens, nbytes):
+    return nats_per_token / math.log(2) / (nbytes // tokens)
+
+
+@BITS_PER_BYTE.wrong(
+    "nats_per_token is that of ONE token: multiply by the number of tokens before sharing among the bytes."
+)
+def of_one_token(nats_per_token, tokens, nbytes):
+    return nats_per_token / math.log(2) / nbytes
+
+
+@BITS_PER_BYTE.wrong("A byte has 8 bits, but that is not asked: how many bits the MODEL needs for each byte is.")
+def by_eight(nats_per_token, tokens, nbytes):
+    return nats_per_token / math.log(2) * tokens / (8 * nbytes)
+
+
+@BITS_PER_BYTE.wrong("math.log10(2) is for the logarithm to base 10: nats are natural, so divide by math.log(2).")
+def base_ten(nats_per_token, tokens, nbytes):
+    return nats_per_token / math.log10(2) * tokens / nbytes
+
+
+@BITS_PER_BYTE.wrong(
+    "You take the logarithm of the loss: it is one already. One bit is ln 2 nats, so divide by math.log(2)."
+)
+def logarithm_of_the_loss(nats_per_token, tokens, nbytes):
+    return math.log2(nats_per_token) * tokens / nbytes

@@ -113,6 +113,103 @@ def unscaled(q, k, v, length, scale):
     return attend(q, k[:, :length], v[:, :length], 1.0)
 
 
+@DECODE_ATTENTION.wrong(
+    "One place too many: `length` counts the newest token too, so the filled places are 0 to length − 1, written k[:, :length]."
+)
+def one_too_many(q, k, v, length, scale):
+    return attend(q, k[:, : length + 1], v[:, : length + 1], scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "k[:length] cuts the first dimension, the sequences of the batch: the places are the second, k[:, :length]."
+)
+def batch_cut(q, k, v, length, scale):
+    return attend(q, k[:length], v[:length], scale)
+
+
+@DECODE_ATTENTION.wrong("You take the LAST `length` places of the room: the filled ones are the first, k[:, :length].")
+def last_places(q, k, v, length, scale):
+    return attend(q, k[:, -length:], v[:, -length:], scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "You take the places from `length` on, which are empty: the filled ones come before, k[:, :length]."
+)
+def empty_places(q, k, v, length, scale):
+    return attend(q, k[:, length:], v[:, length:], scale)
+
+
+@DECODE_ATTENTION.wrong("The newest token attends to itself alone: it may see all that is filled, k[:, :length].")
+def itself_alone(q, k, v, length, scale):
+    return attend(q, k[:, length - 1 : length], v[:, length - 1 : length], scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "k is cut to `length` places and v is not, so the weights do not fit: cut both, v[:, :length] too."
+)
+def values_not_cut(q, k, v, length, scale):
+    scores = torch.einsum("bthd,bshd->bhts", q, k[:, :length]) * scale
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
+
+
+@DECODE_ATTENTION.wrong(
+    "The softmax runs over all S places, and only then are `length` of the weights kept: they do not sum to 1. Cut k first."
+)
+def weights_cut(q, k, v, length, scale):
+    weights = (torch.einsum("bthd,bshd->bhts", q, k) * scale).softmax(-1)[..., :length]
+    return torch.einsum("bhts,bshd->bthd", weights, v[:, :length])
+
+
+@DECODE_ATTENTION.wrong(
+    "The empty places are set to 0, but a key of 0 has the score 0, which counts like any other (e^0 = 1): cut them off."
+)
+def zeros_left(q, k, v, length, scale):
+    filled = (torch.arange(k.shape[1]) < length)[:, None, None]
+    return attend(q, torch.where(filled, k, 0.0), torch.where(filled, v, 0.0), scale)
+
+
+@DECODE_ATTENTION.wrong("`scale` is not used: 1/sqrt(d) is taken instead, by you or by a built-in that was not told.")
+def own_scale(q, k, v, length, scale):
+    return attend(q, k[:, :length], v[:, :length], q.shape[-1] ** -0.5)
+
+
+@DECODE_ATTENTION.wrong("You divide by the scale: it is about d^-0.5 already, so multiply.")
+def divided(q, k, v, length, scale):
+    return attend(q, k[:, :length], v[:, :length], 1 / scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "The softmax runs over the heads: each head's weights sum to 1 over the KEYS, the last of [B,H,1,S]."
+)
+def over_heads(q, k, v, length, scale):
+    return attend(q, k[:, :length], v[:, :length], scale, dim=1)
+
+
+@DECODE_ATTENTION.wrong(
+    "k and v are reshaped from [B,S,H,d] to [B,H,S,d]: reshape cuts the numbers anew and mixes positions with heads; "
+    ".transpose(1, 2) moves the axes."
+)
+def cache_reshaped(q, k, v, length, scale):
+    B, _, H, d = q.shape
+    k, v = (t[:, :length].reshape(B, H, length, d).transpose(1, 2) for t in (k, v))
+    return attend(q, k, v, scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "The KEYS are summed at the end: keys give the weights, and what is summed by them are the values."
+)
+def keys_summed(q, k, v, length, scale):
+    return attend(q, k[:, :length], k[:, :length], scale)
+
+
+@DECODE_ATTENTION.wrong(
+    "There is no softmax: the scores are used as weights. They must be ≥ 0 and sum to 1 over the keys."
+)
+def no_softmax(q, k, v, length, scale):
+    scores = torch.einsum("bthd,bshd->bhts", q, k[:, :length]) * scale
+    return torch.einsum("bhts,bshd->bthd", scores, v[:, :length])
+
+
 # 02.2 ------------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +252,8 @@ def _(r, B, S, length, H, d):
 def one_step(q, k, v, k_cache, v_cache, length, scale, place=None, seen=None):
     """decode_step of q and k that are turned already or not, at another place, or seeing other positions."""
     k_cache, v_cache, place = k_cache.clone(), v_cache.clone(), length if place is None else place
-    k_cache[:, place], v_cache[:, place] = k[:, 0], v[:, 0]
+    k, v = (k, v) if isinstance(place, slice) else (k[:, 0], v[:, 0])
+    k_cache[:, place], v_cache[:, place] = k, v
     seen = length + 1 if seen is None else seen
     return attend(q, k_cache[:, :seen], v_cache[:, :seen], scale), k_cache, v_cache
 
@@ -271,6 +369,164 @@ def output_heads_first(q, k, v, k_cache, v_cache, length, cos, sin, scale):
     return o.transpose(1, 2), *caches
 
 
+@DECODE_STEP.wrong("Neither q nor k is turned: layers.apply_rope(x, cos, sin) turns each by the row of its position.")
+def nothing_turned(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("q and k are turned twice: once, by row `length`.")
+def turned_twice(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, *turned(cos, sin, length, q, k))
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("cos and sin are exchanged: layers.apply_rope(x, cos, sin) takes cos first.")
+def sin_first(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(sin, cos, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The last row of cos and sin is taken, the end of the ROOM: the token stands at position `length`.")
+def last_row(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, len(cos) - 1, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong(
+    "cos[: length + 1] has a row for every position so far; the token needs one, that of its own: cos[length : length + 1]."
+)
+def rows_so_far(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = (layers.apply_rope(t, cos[: length + 1], sin[: length + 1]) for t in (q, k))
+    _, k_cache, v_cache = one_step(q, k, v, k_cache, v_cache, length, scale)
+    return decode_attention(q, k_cache, v_cache, length + 1, scale), k_cache, v_cache
+
+
+@DECODE_STEP.wrong("The value is not written: v goes into v_cache at place `length`, as k into k_cache.")
+def value_not_written(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v_cache[:, length : length + 1], k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The key is not written: k, turned, goes into k_cache at place `length`, as v into v_cache.")
+def key_not_written(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k_cache[:, length : length + 1], v, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong("The key is written into both caches: v_cache gets v.")
+def key_in_both(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, k, k_cache, v_cache, length, scale)
+
+
+@DECODE_STEP.wrong(
+    "What you write is lost: k_cache.clone()[:, length] = … writes into a copy that nobody keeps. k_cache = k_cache.clone() "
+    "first, then write into it."
+)
+def copy_thrown_away(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    (q,) = turned(cos, sin, length, q)
+    return attend(q, k_cache[:, : length + 1], v_cache[:, : length + 1], scale), k_cache, v_cache
+
+
+@DECODE_STEP.wrong("Attention comes before the new key and value are written: it reads what memory held there.")
+def attends_before_writing(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    o = attend(q, k_cache[:, : length + 1], v_cache[:, : length + 1], scale)
+    return o, *one_step(q, k, v, k_cache, v_cache, length, scale)[1:]
+
+
+@DECODE_STEP.wrong(
+    "The token is written one place late, and a place that was never filled lies before it: the first free one is `length`."
+)
+def place_too_late(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, place=length + 1, seen=length + 2)
+
+
+@DECODE_STEP.wrong(
+    "The token is put behind the whole room, at place S (torch.cat with all of the cache): the first free place is `length`, "
+    "and the cache keeps its S places."
+)
+def behind_the_room(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    k_cache, v_cache = torch.cat([k_cache, k], 1), torch.cat([v_cache, v], 1)
+    return attend(q, k_cache[:, : length + 1], v_cache[:, : length + 1], scale), k_cache, v_cache
+
+
+@DECODE_STEP.wrong(
+    "The token is put behind the whole room, at place S, and sees all of it: the first free place is `length`, and the "
+    "cache keeps its S places."
+)
+def behind_the_room_seeing_all(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    k_cache, v_cache = torch.cat([k_cache, k], 1), torch.cat([v_cache, v], 1)
+    return attend(q, k_cache, v_cache, scale), k_cache, v_cache
+
+
+@DECODE_STEP.wrong(
+    "The token sees the whole room: only length + 1 places are filled, the rest is what memory held before."
+)
+def sees_the_room(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, seen=k_cache.shape[1])
+
+
+@DECODE_STEP.wrong(
+    "The new key and value fill every place from `length` on: write into that one alone, k_cache[:, length]."
+)
+def written_to_the_end(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, place=slice(length, None))
+
+
+@DECODE_STEP.wrong(
+    "The new key and value overwrite all that was filled: write into place `length` alone, k_cache[:, length]."
+)
+def all_overwritten(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, scale, place=slice(0, length + 1))
+
+
+@DECODE_STEP.wrong(
+    "k is [B,1,H,d], and the place k_cache[:, length] is [B,H,d]: write k[:, 0] into it, or k into k_cache[:, length : length "
+    "+ 1]. (With batch 1 it fits by chance.)"
+)
+def token_axis_kept(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    k_cache, v_cache = k_cache.clone(), v_cache.clone()
+    k_cache[:, length], v_cache[:, length] = k, v
+    return attend(q, k_cache[:, : length + 1], v_cache[:, : length + 1], scale), k_cache, v_cache
+
+
+@DECODE_STEP.wrong("The scale is missing: multiply the scores by it before the softmax.")
+def step_unscaled(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    q, k = turned(cos, sin, length, q, k)
+    return one_step(q, k, v, k_cache, v_cache, length, 1.0)
+
+
+@DECODE_STEP.wrong("The order is: the output, then the cache of keys, then that of values.")
+def output_last(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    o, *caches = decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale)
+    return *caches, o
+
+
+@DECODE_STEP.wrong("The two caches are exchanged: first that of the keys, then that of the values.")
+def values_before_keys(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    o, k_cache, v_cache = decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale)
+    return o, v_cache, k_cache
+
+
+@DECODE_STEP.wrong("You give back the new key and value alone: both CACHES are wanted, with the token in.")
+def token_for_caches(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    o, k_cache, v_cache = decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale)
+    return o, k_cache[:, length : length + 1], v_cache[:, length : length + 1]
+
+
+@DECODE_STEP.wrong("That is the output alone: give three tensors, return output, k_cache, v_cache")
+def output_alone(q, k, v, k_cache, v_cache, length, cos, sin, scale):
+    return decode_step(q, k, v, k_cache, v_cache, length, cos, sin, scale)[0]
+
+
 # 02.3 ------------------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +639,80 @@ def grouped_unscaled(q, k, v, scale):
     return attend(q, k.repeat_interleave(n, 2), v.repeat_interleave(n, 2), 1.0)
 
 
+@GROUPED_ATTENTION.wrong(
+    "The head's number is divided by G: h // G. It is h // (H/G), H/G query heads share a K/V head."
+)
+def divided_by_groups(q, k, v, scale):
+    G = k.shape[2]
+    heads = torch.arange(q.shape[2]) // G
+    return attend(q, k[:, :, heads], v[:, :, heads], scale)
+
+
+def by_groups(q, k, v, scale, dim):
+    """Grouped attention with a softmax over dimension `dim` of the scores [B,G,H/G,S]."""
+    scores = torch.einsum("bgnd,bsgd->bgns", q[:, 0].unflatten(1, (k.shape[2], -1)), k) * scale
+    return torch.einsum("bgns,bsgd->bgnd", scores.softmax(dim), v).flatten(1, 2)[:, None]
+
+
+@GROUPED_ATTENTION.wrong(
+    "The softmax runs over the heads of a group: it must run over the keys, the last of [B,G,H/G,S]."
+)
+def over_the_group(q, k, v, scale):
+    return by_groups(q, k, v, scale, 2)
+
+
+@GROUPED_ATTENTION.wrong("The softmax runs over the groups: it must run over the keys, the last of [B,G,H/G,S].")
+def over_groups(q, k, v, scale):
+    return by_groups(q, k, v, scale, 1)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The scores of a group's queries are added up, so its heads all give the same: keep their axis, as in bgnd,bsgd->bgns."
+)
+def scores_added(q, k, v, scale):
+    G, n = k.shape[2], q.shape[2] // k.shape[2]
+    q = q.unflatten(2, (G, n)).sum(3).repeat_interleave(n, 2)
+    return attend(q, k.repeat_interleave(n, 2), v.repeat_interleave(n, 2), scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "k and v are reshaped from [B,S,G,d] to [B,G,S,d]: reshape cuts the numbers anew and mixes positions with heads; "
+    ".transpose(1, 2) moves the axes."
+)
+def grouped_reshaped(q, k, v, scale):
+    B, S, G, d = k.shape
+    return grouped_attention(q, *(t.reshape(B, G, S, d).transpose(1, 2) for t in (k, v)), scale)
+
+
+@GROUPED_ATTENTION.wrong("`scale` is not used: 1/sqrt(d) is taken instead, by you or by a built-in that was not told.")
+def grouped_own_scale(q, k, v, scale):
+    return grouped_attention(q, k, v, q.shape[-1] ** -0.5)
+
+
+@GROUPED_ATTENTION.wrong("You divide by the scale: it is about d^-0.5 already, so multiply.")
+def grouped_divided(q, k, v, scale):
+    return grouped_attention(q, k, v, 1 / scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "The KEYS are summed at the end: keys give the weights, and what is summed by them are the values."
+)
+def grouped_keys_summed(q, k, v, scale):
+    return grouped_attention(q, k, k, scale)
+
+
+@GROUPED_ATTENTION.wrong(
+    "Each K/V head serves one query head, so only the first G heads are there: all H must come out."
+)
+def first_heads(q, k, v, scale):
+    return attend(q[:, :, : k.shape[2]], k, v, scale)
+
+
+@GROUPED_ATTENTION.wrong("A causal mask of a single query leaves position 0 alone: the newest token may see all S.")
+def grouped_mask_of_one_row(q, k, v, scale):
+    return grouped_attention(q, k[:, :1], v[:, :1], scale)
+
+
 # 02.4 ------------------------------------------------------------------------------------------------------------
 
 KV_BYTES = Exercise(
@@ -395,6 +725,7 @@ KV_BYTES = Exercise(
         {"L": 61, "H": 9, "G": 9, "d": 0, "dtype": torch.float16},
         {"L": 32, "H": 32, "G": 8, "d": 128, "dtype": torch.float8_e4m3fn},
         {"L": 3, "H": 4, "G": 1, "d": 18, "dtype": torch.bfloat16},
+        {"L": 7, "H": 6, "G": 2, "d": 26, "dtype": torch.bfloat16, "attention": "mha"},  # which ignores G
     ],
     hints=[
         "What does one layer keep of one token? A vector for each of … heads, and of which two kinds?",
@@ -404,9 +735,9 @@ KV_BYTES = Exercise(
 
 
 @KV_BYTES.inputs
-def _(r, L, H, G, d, dtype):
+def _(r, L, H, G, d, dtype, attention="gqa"):
     names = {"num_hidden_layers": L, "num_attention_heads": H, "num_key_value_heads": G, "head_dim": d}
-    return ModelConfig(attention="gqa", hidden_size=36 * H, **names), dtype
+    return ModelConfig(attention=attention, hidden_size=36 * H, **names), dtype
 
 
 def numbers(cfg, heads=None):
@@ -458,6 +789,47 @@ def hidden_width(cfg, dtype):
 )
 def raw_head_dim(cfg, dtype):
     return 2 * cfg.num_hidden_layers * cfg.kv_heads * cfg.head_dim * dtype.itemsize
+
+
+@KV_BYTES.wrong(
+    'cfg.num_key_value_heads is what stands in the config, and multi-head attention ("mha") ignores it: cfg.kv_heads '
+    "is the number of K/V heads in any case."
+)
+def raw_kv_heads(cfg, dtype):
+    return 2 * numbers(cfg, cfg.num_key_value_heads) * dtype.itemsize
+
+
+@KV_BYTES.wrong(
+    "A head's width is hidden_size // num_attention_heads in your count: a config may set another, "
+    "cfg.attention_head_dim knows."
+)
+def share_of_hidden(cfg, dtype):
+    return 2 * cfg.num_hidden_layers * cfg.kv_heads * (cfg.hidden_size // cfg.num_attention_heads) * dtype.itemsize
+
+
+@KV_BYTES.wrong("You count 4 bytes for every number: that is float32's; other dtypes differ, so take dtype.itemsize.")
+def four_bytes(cfg, dtype):
+    return 2 * numbers(cfg) * 4
+
+
+@KV_BYTES.wrong("That is the cache of a single K/V head: there are cfg.kv_heads in each layer.")
+def one_head(cfg, dtype):
+    return 2 * cfg.num_hidden_layers * cfg.attention_head_dim * dtype.itemsize
+
+
+@KV_BYTES.wrong("The width of a head is missing: each K/V head keeps cfg.attention_head_dim numbers, twice.")
+def no_width(cfg, dtype):
+    return 2 * cfg.num_hidden_layers * cfg.kv_heads * dtype.itemsize
+
+
+@KV_BYTES.wrong("Queries are in your count too: only keys and values are kept, for an old query nobody asks again.")
+def queries_too(cfg, dtype):
+    return (2 * numbers(cfg) + numbers(cfg, cfg.num_attention_heads)) * dtype.itemsize
+
+
+@KV_BYTES.wrong("You count query heads AND K/V heads: only the latter are kept, cfg.kv_heads of them.")
+def both_heads(cfg, dtype):
+    return 2 * numbers(cfg) * cfg.num_attention_heads * dtype.itemsize
 
 
 # 02.5 ------------------------------------------------------------------------------------------------------------
@@ -525,3 +897,60 @@ def tokens_not_users(memory, weights, bytes_per_token, context):
 @USERS.wrong("Where the weights do not fit there are 0 users, not fewer than none: max(0, …).")
 def fewer_than_none(memory, weights, bytes_per_token, context):
     return (memory - weights) // (bytes_per_token * context)
+
+
+@USERS.wrong(
+    "Without brackets // and * go from left to right: a // b * c is (a // b) * c. Divide by (bytes_per_token * context)."
+)
+def brackets_missing(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights) // bytes_per_token * context)
+
+
+@USERS.wrong("Without brackets // comes before −: write (memory − weights) // (…).")
+def divided_before_subtracting(memory, weights, bytes_per_token, context):
+    return max(0, memory - weights // (bytes_per_token * context))
+
+
+@USERS.wrong("bytes_per_token and context are added: each of the `context` tokens takes bytes_per_token, so multiply.")
+def added_up(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights) // (bytes_per_token + context))
+
+
+@USERS.wrong("The weights are added to the memory: they take room away from the caches, so subtract them.")
+def weights_added(memory, weights, bytes_per_token, context):
+    return max(0, (memory + weights) // (bytes_per_token * context))
+
+
+@USERS.wrong("Where the weights do not fit nobody can be served: abs makes users of what is missing. Use max(0, …).")
+def absolute(memory, weights, bytes_per_token, context):
+    return abs(memory - weights) // (bytes_per_token * context)
+
+
+@USERS.wrong("int() cuts towards 0, and still gives fewer than none where the weights do not fit: max(0, …) around it.")
+def cut_below_none(memory, weights, bytes_per_token, context):
+    return int((memory - weights) / (bytes_per_token * context))
+
+
+@USERS.wrong("That is a fraction, and below 0 where the weights do not fit: give a whole number, rounded down, or 0.")
+def a_fraction_below_none(memory, weights, bytes_per_token, context):
+    return (memory - weights) / (bytes_per_token * context)
+
+
+@USERS.wrong("At least one user in your answer: where the weights do not fit there are 0, so max(0, …).")
+def at_least_one(memory, weights, bytes_per_token, context):
+    return max(1, (memory - weights) // (bytes_per_token * context))
+
+
+@USERS.wrong("min(0, …) never gives more than 0: max(0, …) never gives less.")
+def min_for_max(memory, weights, bytes_per_token, context):
+    return min(0, (memory - weights) // (bytes_per_token * context))
+
+
+@USERS.wrong("One user too few: the weights are subtracted already, and // rounds down already.")
+def one_too_few(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights) // (bytes_per_token * context) - 1)
+
+
+@USERS.wrong("The keys and values are in bytes_per_token both: there is no 2 to multiply by.")
+def keys_and_values_again(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights) // (2 * bytes_per_token * context))

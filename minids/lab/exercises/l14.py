@@ -178,6 +178,69 @@ def first_layer_alone(cfg):
     return counted(cfg, moe=is_moe(cfg)[:1])
 
 
+def by_layer(cfg, dense=None, has_experts=None, extra=0, swap=False):
+    """(total, active) with another dense feed-forward, another question for experts, or more in each MoE layer."""
+    D, (total, active) = cfg.hidden_size, counted(cfg, moe=[])
+    for index in range(cfg.num_hidden_layers):
+        asked = cfg.is_moe_layer(index) if has_experts is None else has_experts(index)
+        layer = accounting.moe_parameters(cfg) if asked else (3 * D * (dense or cfg.intermediate_size),) * 2
+        both = accounting.attention_parameters(cfg) + 2 * D + (extra if asked else 0)
+        total, active = total + both + layer[swap], active + both + layer[not swap]
+    return total, active
+
+
+@PARAMETERS.wrong("A dense layer's width is cfg.intermediate_size: moe_intermediate_size is that of one expert.")
+def expert_width_in_dense(cfg):
+    return by_layer(cfg, dense=cfg.moe_intermediate_size)
+
+
+@PARAMETERS.wrong(
+    "You ask for first_k_dense_replace alone: a config may have no experts at all (n_routed_experts 0). cfg.is_moe_layer(i) "
+    "knows."
+)
+def by_first_k(cfg):
+    return by_layer(cfg, has_experts=lambda index: index >= cfg.first_k_dense_replace)
+
+
+@PARAMETERS.wrong(
+    "One layer too few has experts: layer first_k_dense_replace is the first that has them, counted from 0."
+)
+def one_moe_layer_less(cfg):
+    return by_layer(cfg, has_experts=lambda index: cfg.n_routed_experts > 0 and index > cfg.first_k_dense_replace)
+
+
+@PARAMETERS.wrong("The wrong way round: layers for which cfg.is_moe_layer(i) is True have experts, the others 3·D·W.")
+def kinds_exchanged(cfg):
+    return by_layer(cfg, has_experts=lambda index: not cfg.is_moe_layer(index))
+
+
+@PARAMETERS.wrong("The dense SwiGLU is counted in layers with experts too: a layer has one OR the other.")
+def dense_everywhere(cfg):
+    return by_layer(cfg, extra=3 * cfg.hidden_size * cfg.intermediate_size)
+
+
+@PARAMETERS.wrong("moe_parameters gives (total, active), in this order: you take the second for the total.")
+def experts_exchanged(cfg):
+    return by_layer(cfg, swap=True)
+
+
+@PARAMETERS.wrong(
+    "With cfg.tie_word_embeddings the total has ONE matrix of V·D, and two without it: yours is the other way round."
+)
+def tied_the_other_way(cfg):
+    return counted(cfg, tables=2 if cfg.tie_word_embeddings else 1)
+
+
+@PARAMETERS.wrong("Two norms in each LAYER, D numbers each: you count them once for the whole model.")
+def norms_once(cfg):
+    return counted(cfg, norms=0, last=3)
+
+
+@PARAMETERS.wrong("That is the number of active parameters alone: give both, (total, active).")
+def active_alone(cfg):
+    return counted(cfg)[1]
+
+
 # 14.2 ------------------------------------------------------------------------------------------------------------
 
 TRAIN_FLOPS = Exercise(
@@ -329,6 +392,97 @@ def one_flop_in_attention(cfg, seq_len):
     return flops(cfg, seq_len, passes=1.5)
 
 
+@TRAIN_FLOPS.wrong(
+    "You cut seq_len / 2 down to a whole number: a sequence may have an odd length, so divide with /, or by 2 at the end."
+)
+def half_cut_down(cfg, seq_len):
+    return flops(cfg, seq_len, keys=seq_len // 2)
+
+
+@TRAIN_FLOPS.wrong(
+    "You count (S + 1) / 2 keys. That is the exact mean, the position itself among them; the formula here takes S / 2."
+)
+def exact_mean(cfg, seq_len):
+    return flops(cfg, seq_len, keys=(seq_len + 1) / 2)
+
+
+@TRAIN_FLOPS.wrong("You count (S - 1) / 2 keys, those before the position: the formula here takes S / 2.")
+def only_those_before(cfg, seq_len):
+    return flops(cfg, seq_len, keys=(seq_len - 1) / 2)
+
+
+@TRAIN_FLOPS.wrong(
+    "The parameters are counted forward only, 2 FLOPs each: backward costs twice as many again, 6 in all."
+)
+def parameters_forward(cfg, seq_len):
+    return flops(cfg, seq_len, each=2)
+
+
+@TRAIN_FLOPS.wrong("The parameters are counted backward only, 4 FLOPs each: the forward pass comes to it, 6 in all.")
+def parameters_backward(cfg, seq_len):
+    return flops(cfg, seq_len, each=4)
+
+
+@TRAIN_FLOPS.wrong("3 FLOPs for each parameter: a multiplication AND an addition, forward and twice backward, make 6.")
+def parameters_one_flop(cfg, seq_len):
+    return flops(cfg, seq_len, each=3)
+
+
+@TRAIN_FLOPS.wrong(
+    "8 FLOPs for each parameter: that counts recomputing the forward pass, which the formula here does not."
+)
+def recomputed(cfg, seq_len):
+    return flops(cfg, seq_len, each=8)
+
+
+@TRAIN_FLOPS.wrong("You take MLA's widths whatever cfg.attention is: without MLA both are cfg.attention_head_dim.")
+def always_mla(cfg, seq_len):
+    return flops(cfg, seq_len, width=cfg.qk_head_dim + cfg.v_head_dim)
+
+
+@TRAIN_FLOPS.wrong(
+    "You take attention_head_dim, or hidden_size // heads, also for MLA: its keys are qk_head_dim wide, its values v_head_dim."
+)
+def never_mla(cfg, seq_len):
+    return flops(cfg, seq_len, width=2 * cfg.attention_head_dim)
+
+
+@TRAIN_FLOPS.wrong("cfg.head_dim is 0 in a config that leaves it to be computed: take cfg.attention_head_dim.")
+def raw_head_dim(cfg, seq_len):
+    return flops(cfg, seq_len, width=None if cfg.attention == "mla" else 2 * cfg.head_dim)
+
+
+@TRAIN_FLOPS.wrong("A value of MLA is v_head_dim wide: you take a key's width, qk_head_dim, for both.")
+def values_as_wide_as_keys(cfg, seq_len):
+    return flops(cfg, seq_len, width=2 * cfg.qk_head_dim if cfg.attention == "mla" else None)
+
+
+@TRAIN_FLOPS.wrong("A key of MLA has its nope columns too: you take qk_rope_head_dim alone; its width is qk_head_dim.")
+def nope_forgotten(cfg, seq_len):
+    return flops(cfg, seq_len, width=cfg.qk_rope_head_dim + cfg.v_head_dim if cfg.attention == "mla" else None)
+
+
+@TRAIN_FLOPS.wrong("The head is left out: its V·D parameters multiply every token, and `active` holds them rightly.")
+def head_left_out(cfg, seq_len):
+    return flops(cfg, seq_len, size=accounting.parameters(cfg).active - cfg.vocab_size * cfg.hidden_size)
+
+
+@TRAIN_FLOPS.wrong("That is the whole sequence, everything times seq_len: what ONE token costs is asked.")
+def all_tokens(cfg, seq_len):
+    return seq_len * flops(cfg, seq_len)
+
+
+@TRAIN_FLOPS.wrong("Attention is counted in layers with experts alone: all cfg.num_hidden_layers have it.")
+def attention_beside_experts(cfg, seq_len):
+    return flops(cfg, seq_len, layers=sum(is_moe(cfg)))
+
+
+@TRAIN_FLOPS.wrong("The two widths are multiplied: the products with keys and those with values are ADDED, w_k + w_v.")
+def widths_multiplied(cfg, seq_len):
+    one, two = widths(cfg)
+    return flops(cfg, seq_len, width=one * two)
+
+
 # 14.3 ------------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +501,7 @@ TRAINING_COST = Exercise(
         {"giga": 155, "billions": 81, "tera": 312, "percent": 33, "cents": 110},
         {"giga": 2473, "billions": 15, "tera": 989, "percent": 41, "cents": 250},
         {"giga": 3, "billions": 20, "tera": 165, "percent": 7, "cents": 35},
+        {"giga": 1, "billions": 1, "tera": 312, "percent": 50, "cents": 123},  # two hours: rounding shows
     ],
     hints=[
         "How many FLOPs is the whole run? How many does one GPU really do in a second? In an hour?",
@@ -430,6 +585,51 @@ def dollars_first(flops_per_token, tokens, peak, mfu, price):
 @TRAINING_COST.wrong("That is one number: give both, hours and dollars.")
 def dollars_alone(flops_per_token, tokens, peak, mfu, price):
     return cost(flops_per_token, tokens, peak, mfu, price)[1]
+
+
+@TRAINING_COST.wrong(
+    "You multiply by 3600 where you should divide (a / (b / 3600) multiplies): seconds are divided by 3600 to make hours."
+)
+def times_3600(flops_per_token, tokens, peak, mfu, price):
+    return cost(flops_per_token, tokens, peak, mfu, price, each=1 / 3600)
+
+
+@TRAINING_COST.wrong("Upside down: the hours are all FLOPs divided by those that a GPU does in an hour.")
+def hours_upside_down(flops_per_token, tokens, peak, mfu, price):
+    hours = 1 / cost(flops_per_token, tokens, peak, mfu, price)[0]
+    return hours, hours * price
+
+
+@TRAINING_COST.wrong("The hours are cut to a whole number, and the dollars come from those: leave their fraction.")
+def whole_hours(flops_per_token, tokens, peak, mfu, price):
+    hours = int(cost(flops_per_token, tokens, peak, mfu, price)[0])
+    return hours, hours * price
+
+
+@TRAINING_COST.wrong("The hours are rounded up, and the dollars come from those: leave their fraction.")
+def hours_rounded_up(flops_per_token, tokens, peak, mfu, price):
+    hours = math.ceil(cost(flops_per_token, tokens, peak, mfu, price)[0])
+    return hours, hours * price
+
+
+@TRAINING_COST.wrong("That is the hours alone: give both, hours and dollars.")
+def hours_only(flops_per_token, tokens, peak, mfu, price):
+    return cost(flops_per_token, tokens, peak, mfu, price)[0]
+
+
+@TRAINING_COST.wrong("The MFU divides twice: a GPU does peak · mfu FLOPs in a second, once.")
+def mfu_twice(flops_per_token, tokens, peak, mfu, price):
+    return cost(flops_per_token, tokens, peak, mfu * mfu, price)
+
+
+@TRAINING_COST.wrong("You multiply the MFU by 100: it is given as a share, such as 0.4, and is used as it is.")
+def mfu_times_100(flops_per_token, tokens, peak, mfu, price):
+    return cost(flops_per_token, tokens, peak, 100 * mfu, price)
+
+
+@TRAINING_COST.wrong("You divide by 2048 cards: GPU-hours are the hours of all cards together, however many there are.")
+def divided_by_cards(flops_per_token, tokens, peak, mfu, price):
+    return cost(flops_per_token, tokens, peak, mfu, price, each=3600 * 2048)
 
 
 # 14.4 ------------------------------------------------------------------------------------------------------------
@@ -630,6 +830,118 @@ def added(cfg, batch, context, weight_bytes=2, cache_bytes=2):
     return sum(step(cfg, batch, context, weight_bytes, cache_bytes))
 
 
+@DECODE_BYTES.wrong("Those are NUMBERS: a weight takes weight_bytes, a number of a cache cache_bytes.")
+def numbers_alone(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, 1, 1)
+
+
+@DECODE_BYTES.wrong("You take 2 bytes for everything: the defaults are 2, the arguments may be others.")
+def two_bytes_each(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, 2, 2)
+
+
+@DECODE_BYTES.wrong("You take 2 bytes for each weight: that is the default, take weight_bytes.")
+def two_bytes_a_weight(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, 2, cache_bytes)
+
+
+@DECODE_BYTES.wrong("The caches are multiplied by weight_bytes: theirs is cache_bytes.")
+def weight_bytes_for_both(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, weight_bytes, weight_bytes)
+
+
+@DECODE_BYTES.wrong(
+    "kv_bytes_per_token has 2 bytes for each number in it already: take accounting.kv_elements_per_token(cfg), then times "
+    "cache_bytes."
+)
+def bytes_twice(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, weight_bytes, 2 * cache_bytes)
+
+
+@DECODE_BYTES.wrong("kv_elements_per_token counts all layers already: nothing is multiplied by their number.")
+def layers_twice(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    weights, caches = step(cfg, batch, context, weight_bytes, cache_bytes)
+    return weights, cfg.num_hidden_layers * caches
+
+
+@DECODE_BYTES.wrong(
+    "All weights of the model are read in your count: of the experts only d, and of the embedding one row."
+)
+def whole_model(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    weights = weight_bytes * accounting.parameters(cfg).total
+    return weights, step(cfg, batch, context, weight_bytes, cache_bytes)[1]
+
+
+@DECODE_BYTES.wrong(
+    "`active` is what ONE token needs: the batch shares all of it but the experts, so it is not multiplied by B."
+)
+def active_for_each(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    weights = weight_bytes * batch * accounting.parameters(cfg).active
+    return weights, step(cfg, batch, context, weight_bytes, cache_bytes)[1]
+
+
+@DECODE_BYTES.wrong("Only routed experts are there: attention, dense layers and head are read in every step too.")
+def experts_alone(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    rest = sum(is_moe(cfg)) * cfg.num_experts_per_tok * one_expert(cfg) - accounting.parameters(cfg).active
+    return step(cfg, batch, context, weight_bytes, cache_bytes, extra=rest)
+
+
+@DECODE_BYTES.wrong("You take the share d/E of ALL weights: it is that of the routed experts, the rest is read whole.")
+def share_of_all(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    share = accounting.experts_touched(cfg, batch) / cfg.n_routed_experts
+    weights = weight_bytes * accounting.parameters(cfg).total * share
+    return weights, step(cfg, batch, context, weight_bytes, cache_bytes)[1]
+
+
+@DECODE_BYTES.wrong("You take d/A times ALL active parameters: only the routed experts among them grow with the batch.")
+def active_by_share(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    share = accounting.experts_touched(cfg, batch) / cfg.num_experts_per_tok
+    weights = weight_bytes * accounting.parameters(cfg).active * share
+    return weights, step(cfg, batch, context, weight_bytes, cache_bytes)[1]
+
+
+@DECODE_BYTES.wrong("1 - (1 - A/E)^B is the SHARE of the experts that is read: times E it is their number.")
+def share_for_number(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    E = cfg.n_routed_experts
+    return step(cfg, batch, context, weight_bytes, cache_bytes, visited=accounting.experts_touched(cfg, batch) / E)
+
+
+@DECODE_BYTES.wrong("The share that is missed is multiplied by B: B tokens miss an expert with (1 - A/E)^B, a power.")
+def times_for_power(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    E, A = cfg.n_routed_experts, cfg.num_experts_per_tok
+    return step(cfg, batch, context, weight_bytes, cache_bytes, visited=E * (1 - (1 - A / E) * batch))
+
+
+@DECODE_BYTES.wrong("An expert has three matrices, gate, up and down; you count two.")
+def expert_of_two_matrices(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, weight_bytes, cache_bytes, expert=one_expert(cfg) * 2 / 3)
+
+
+@DECODE_BYTES.wrong(
+    "You divide moe_parameters by E for one expert: it holds the router and the shared experts too. One is 3·D·"
+    "moe_intermediate_size."
+)
+def expert_by_division(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    expert = accounting.moe_parameters(cfg).total / cfg.n_routed_experts
+    return step(cfg, batch, context, weight_bytes, cache_bytes, expert=expert)
+
+
+@DECODE_BYTES.wrong("You count the DENSE layers, first_k_dense_replace: the others have the experts.")
+def dense_layers_counted(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context, weight_bytes, cache_bytes, layers=cfg.first_k_dense_replace)
+
+
+@DECODE_BYTES.wrong("The new token counts too in your caches: a step reads the `context` tokens that are in them.")
+def context_and_one(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    return step(cfg, batch, context + 1, weight_bytes, cache_bytes)
+
+
+@DECODE_BYTES.wrong("That is per token: what the whole step reads is asked, for all sequences together.")
+def for_each_token(cfg, batch, context, weight_bytes=2, cache_bytes=2):
+    weights, caches = step(cfg, batch, context, weight_bytes, cache_bytes)
+    return weights / batch, caches / batch
+
+
 # 14.5 ------------------------------------------------------------------------------------------------------------
 
 PRICE = Exercise(
@@ -703,3 +1015,35 @@ def upside_down(tokens_per_second, price_per_hour, gpus=1):
 @PRICE.wrong("You multiply by the speed: a faster machine makes the tokens CHEAPER, so it stands below the line.")
 def dearer_when_faster(tokens_per_second, price_per_hour, gpus=1):
     return price(1 / tokens_per_second, price_per_hour, gpus)
+
+
+@PRICE.wrong(
+    "Without brackets / and * go from left to right: a / b * 3600 multiplies by 3600. Divide by (tokens_per_second * 3600)."
+)
+def brackets_missing(tokens_per_second, price_per_hour, gpus=1):
+    return price(tokens_per_second, price_per_hour, gpus, seconds=1 / 3600)
+
+
+@PRICE.wrong("Those are hours: each costs price_per_hour for each of the `gpus`.")
+def hours_alone(tokens_per_second, price_per_hour, gpus=1):
+    return price(tokens_per_second, 1, 1)
+
+
+@PRICE.wrong("The price and the number of GPUs are added: each GPU costs the price, so multiply.")
+def gpus_added(tokens_per_second, price_per_hour, gpus=1):
+    return price(tokens_per_second, price_per_hour + gpus, 1)
+
+
+@PRICE.wrong("That is the price of a billion tokens: what a million cost is asked.")
+def a_billion(tokens_per_second, price_per_hour, gpus=1):
+    return price(tokens_per_second, price_per_hour, gpus) * 1e3
+
+
+@PRICE.wrong("That is in cents: give dollars.")
+def cents(tokens_per_second, price_per_hour, gpus=1):
+    return price(tokens_per_second, price_per_hour, gpus) * 100
+
+
+@PRICE.wrong("That is what the million tokens would cost in a day's hours: there is no 24 in it.")
+def a_day_s_hours(tokens_per_second, price_per_hour, gpus=1):
+    return price(tokens_per_second, price_per_hour, gpus) * 24
