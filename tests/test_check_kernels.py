@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from cells import Notebook
+from no_triton import HIDE
 
 from minids import triton_env
 from minids.lab import check, exercises, hint, launching, mine, progress, tiles
@@ -375,15 +376,6 @@ def test_count_gives_the_meter_where_there_is_one(double, monkeypatch):
 
 # No Triton -----------------------------------------------------------------------------------------------------------
 
-HIDE = """
-import sys
-class Hidden:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] == "triton" else self.finder.find_spec(name, path, target)
-sys.meta_path[:] = map(Hidden, sys.meta_path)
-"""
 EARLY = "import triton\nimport triton.language\n"
 USE = """
 import torch

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from minids import triton_env
 from minids.lab import landing, progress
 from minids.lab.exercises import by_lesson
+from minids.lab.source import read_all
 
 SOURCE = """# ---
 # title: {title}
@@ -50,6 +52,22 @@ def test_the_minutes_left_go_down_with_each_exercise(page, tmp_path):
         page(EXERCISES[:count])
         left.append(landing.rows(tmp_path)[0].left)
     assert left[0] == 40 and left[-1] == 0 and left == sorted(left, reverse=True)
+
+
+def test_kernels_are_counted_apart_where_triton_is_missing(monkeypatch):
+    monkeypatch.setattr(triton_env, "installed", lambda: False)
+    lessons = {lesson.number: lesson for lesson in read_all()}
+    kernels = {number: [e for e in all_ if e.kernel is not None] for number, all_ in by_lesson().items()}
+    some, every = "06", "05"  # some of its exercises ask for a kernel, all do
+    others = [e.id for e in by_lesson()[some] if e.kernel is None]
+    row = landing.row(lessons[some], by_lesson()[some], others)
+    assert (row.passed, row.total, row.absent, row.left) == (len(others), len(others), len(kernels[some]), 0)
+    assert f"{row.bar} {len(others)} of {len(others)}, 1 needs Triton | 0 min" in (text := landing.page([row]))
+    assert "every exercise that this machine can check has passed" in text.lower() and f"lessons {some} works" in text
+    row = landing.row(lessons[every], by_lesson()[every], [])
+    assert row.state == "5 need Triton |" and row.total == 0
+    row = landing.row(lessons[every], by_lesson()[every], [kernels[every][0].id])
+    assert (row.passed, row.total, row.absent) == (1, 1, 4), "what passed elsewhere counts"
 
 
 def test_a_lesson_without_exercises_says_so(page):

@@ -2,6 +2,8 @@
 
 import importlib
 
+from minids.lab.show import print_log
+
 HOMES = {
     "check": "check",
     "hint": "check",
@@ -20,6 +22,8 @@ HOMES = {
     "plots": "",
 }
 __all__ = sorted(HOMES)
+
+print_log()
 
 
 def __getattr__(name):

@@ -14,5 +14,6 @@ def minutes(full):
     """`full` minutes for a cell that trains; a few seconds where MINIDS_FAST is set, and it says so."""
     if not fast():
         return full
-    print(f"MINIDS_FAST is set: {SECONDS} seconds instead of {full:g} minutes, so the figures below mean nothing")
+    whole = f"{full:g} minute{'s' * (full != 1)}"
+    print(f"MINIDS_FAST is set: {SECONDS} seconds instead of {whole}, so the figures below mean nothing")
     return SECONDS / 60

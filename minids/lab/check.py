@@ -156,8 +156,8 @@ def rows():
         table = []
     if table:
         widest = max(r.total for r in table)
-        form = "{0.bar:{1}}  {0.passed} of {0.total}  {0.left:3.0f} min left  {0.number} {0.title}"
-        return [form.format(row, widest) for row in table]
+        form = "{0.bar:{1}}  {0.passed} of {0.total}  {0.left:3.0f} min left  {0.number} {0.title}{2}"
+        return [form.format(row, widest, f" ({row.apart})" if row.absent else "") for row in table]
     learnt, lines = progress.load(), []
     widest = max(map(len, exercises.by_lesson().values()), default=0)
     for lesson, everything in exercises.by_lesson().items():

@@ -9,6 +9,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 
+from minids import triton_env
 from minids.files import replace_file
 from minids.lab import exercises, progress
 from minids.lab.source import ROOT, BuildError, Lesson, read_all
@@ -20,7 +21,7 @@ measured on this machine. The lessons need no network, and send nothing anywhere
 
 {onward}
 
-{table}
+{table}{absent}
 
 ## How a lesson works
 
@@ -36,12 +37,16 @@ from Disk.
 
 @dataclass(frozen=True)
 class Row:
-    """A lesson, how many of its exercises passed, of how many, and the minutes left."""
+    """A lesson, how many of its exercises passed, of how many that this machine can check, and the minutes left.
+
+    `absent` more ask for kernels, and Triton is missing.
+    """
 
     lesson: Lesson
     passed: int
     total: int
     left: float
+    absent: int = 0
 
     @property
     def number(self):
@@ -55,6 +60,19 @@ class Row:
     def bar(self):
         """One box for each exercise, the passed ones filled."""
         return "▰" * self.passed + "▱" * (self.total - self.passed)
+
+    @property
+    def apart(self):
+        """The exercises that are counted apart, in words."""
+        return f"{self.absent} need{'s' * (self.absent == 1)} Triton" if self.absent else ""
+
+    @property
+    def state(self):
+        """What has passed, and the minutes left: two cells of a table in Markdown."""
+        if not self.total:
+            return f"{self.apart or 'no exercises'} |"
+        counted = f"{self.bar} {self.passed} of {self.total}" + (f", {self.apart}" if self.absent else "")
+        return f"{counted} | {self.left:.0f} min"
 
     @property
     def link(self):
@@ -71,9 +89,11 @@ def rows(root=ROOT):
 def row(lesson, of_lesson, passed):
     """The Row of one lesson with its exercises."""
     done = [exercise for exercise in of_lesson if exercise.id in passed]
+    kernels = [exercise for exercise in of_lesson if exercise.kernel is not None and exercise not in done]
+    absent = [] if triton_env.installed() else kernels
     whole = sum(exercise.minutes for exercise in of_lesson)
-    share = sum(exercise.minutes for exercise in done) / whole if whole else 0
-    return Row(lesson, len(done), len(of_lesson), lesson.minutes * (1 - share))
+    share = sum(exercise.minutes for exercise in (*done, *absent)) / whole if whole else 0
+    return Row(lesson, len(done), len(of_lesson) - len(absent), lesson.minutes * (1 - share), len(absent))
 
 
 def page(table):
@@ -81,9 +101,20 @@ def page(table):
     lines = ["| Lesson | Minutes | Difficulty | Needs | Passed | Left |", "|---|---|---|---|---|---|"]
     for one in table:
         facts = f"{one.lesson.minutes:g} | {one.lesson.dots} | {one.lesson.needed}"
-        state = f"{one.bar} {one.passed} of {one.total} | {one.left:.0f} min" if one.total else "no exercises |"
-        lines.append(f"| {one.link} | {facts} | {state} |")
-    return PAGE.format(onward=onward(table), table="\n".join(lines))
+        lines.append(f"| {one.link} | {facts} | {one.state} |")
+    return PAGE.format(onward=onward(table), table="\n".join(lines), absent=absent(table))
+
+
+def absent(table):
+    """A paragraph on the exercises that need Triton, where it is missing."""
+    lessons = [one.number for one in table if one.absent]
+    if not lessons:
+        return ""
+    remedy = "`pip install triton`" if sys.platform == "linux" else "there is no wheel of it for this system"
+    return (
+        f"\n\nTriton is missing here ({remedy}), so {sum(one.absent for one in table)} exercises that ask for a kernel "
+        f"cannot be checked, and are counted apart. All else in lessons {', '.join(lessons)} works."
+    )
 
 
 def onward(table):
@@ -94,7 +125,8 @@ def onward(table):
     if not any(one.passed for one in table):
         return f"**Begin with {table[0].link}**, {table[0].lesson.minutes:g} minutes."
     if not unfinished:
-        return "**Every exercise has passed.** What comes next is yours: `import minids`."
+        which = " that this machine can check" if any(one.absent for one in table) else ""
+        return f"**Every exercise{which} has passed.** What comes next is yours: `import minids`."
     return f"**Continue with {unfinished[0].link}**, {unfinished[0].left:.0f} minutes left."
 
 

@@ -1,8 +1,11 @@
 """Text to a learner: one printed line, and below it what explains it, framed in Jupyter and plain elsewhere."""
 
 import html
+import logging
 import sys
+import textwrap
 
+WIDE = 100  # columns of a line of text
 MARK = {"PASS": "#009e73", "FAIL": "#d55e00", "NOT ATTEMPTED": "#888888"}
 
 
@@ -30,6 +33,21 @@ def say(text):
 def readable(text, encoding):
     """`text` with ? for what `encoding` lacks (half a character that a learner printed; an arrow on old consoles)."""
     return text.encode(encoding, "replace").decode(encoding)
+
+
+class Lines(logging.Formatter):
+    """What is logged, in lines that fit on a screen."""
+
+    def format(self, record):
+        return textwrap.fill(super().format(record), WIDE)
+
+
+def print_log():
+    """In a notebook print what minids logs, as any other line: in the red box of stderr a note looks like an error."""
+    log = logging.getLogger("minids")
+    if in_jupyter() and not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stdout))  # the notebook's own stdout, also while a check catches it
+        log.handlers[0].setFormatter(Lines())
 
 
 def in_jupyter():

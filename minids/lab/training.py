@@ -36,6 +36,7 @@ class Text:
 class Trained:
     """A model after training: its curve as rows of (seconds, step, bits per byte), samples as (seconds, text).
 
+    `seconds` are those of training, without pictures and samples.
     Of a model with experts: `loads` [steps, layers, E] of each step, as multiples of the layer's mean load, and
     `max_vio` [steps], their MaxVio averaged over the layers; without experts both are empty.
     """
@@ -44,6 +45,7 @@ class Trained:
     text: Text
     rows: list = field(default_factory=list)
     samples: list = field(default_factory=list)
+    seconds: float = 0.0
     tokens_per_second: float = math.nan
     balance: list = field(default_factory=list, repr=False)  # (MaxVio, loads) of each step
 
@@ -115,7 +117,8 @@ def train_live(
                     note(run, clock, step, waiting, picture)
                     if due and clock.seconds() >= due[0]:
                         run.samples.append((due.pop(0), sample(run, prompt)))
-    run.tokens_per_second = step * BATCH * LENGTH / clock.seconds()
+    run.seconds = clock.seconds()
+    run.tokens_per_second = step * BATCH * LENGTH / run.seconds
     note(run, clock, step, waiting, picture, last=True)
     model.eval()
     return run
