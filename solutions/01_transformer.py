@@ -409,7 +409,7 @@ began = time.perf_counter()
 _ = lzma.compress(b"".join(corpus.heldout), preset=9 | lzma.PRESET_EXTREME)
 by_xz = time.perf_counter() - began
 print(f"xz: {nbytes / by_xz / 1e6:.2f} MB/s, no training")
-print(f"yours: {nbytes / seconds / 1e6:.2f} MB/s to evaluate; {60 * length:.0f} s of training")
+print(f"yours: {nbytes / seconds / 1e6:.2f} MB/s to evaluate; {run.seconds:.0f} s of training")
 saved = (corpus.xz_bpb - measured) * nbytes / 8e3
 won = f"{saved:,.0f} kB smaller than xz" if saved > 0 else f"{-saved:,.0f} kB larger than xz"
 print(f"the files by your model: {won}; its weights, 2 bytes each: {2 * size / 1e3:,.0f} kB")

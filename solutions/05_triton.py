@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import minids
 from minids import accounting, triton_env
-from minids.lab import check, compiled, explore, fast, hint, machine, plots, predict, status, tiles
-from minids.lab.tiles import count, tl, triton
+from minids.lab import check, compiled, explore, fast, hint, machine, plots, predict, status
+from minids.lab.tiles import count, missing, tl, triton
 
 _ = torch.manual_seed(0)
 _ = torch.set_grad_enabled(False)  # the backward pass below is written by hand
-print("kernels here:", triton_env.mode(), tiles.missing())
+print(missing() or f"Triton's kernels run here: {triton_env.mode()}")
 
 # %% [markdown]
 # ## The problem: a norm that is slower than it should be
@@ -217,8 +217,8 @@ def scale(x, factor, block=16):
 
 
 scaled, m = count(scale, torch.arange(64.0), 3.0)
-print(scaled if scaled is None else scaled[:6])
-print(m or "nothing is counted here: see the first cell")
+print("no kernel runs here: see the first cell" if scaled is None else scaled[:6])
+print(m or "nothing is counted here")
 
 # %% [markdown]
 # Without a GPU, Triton's **interpreter** runs the programs one after the other in Python. The values are those of a GPU up to rounding, the bytes are exact, and the TIME MEANS NOTHING: it is Python's. So in this lesson kernels are counted; only torch is timed.
@@ -272,12 +272,12 @@ BLOCKS = [2**power for power in range(4, 14)]
 
 def draw(figure, numbers, block):
     idle, busy = figure.subplots(1, 2)
-    for axes, title in ((idle, "% of the lanes idle"), (busy, "programs")):
+    names = "% of the lanes idle", "programs (dotted: an H200's processors)"
+    for axes, title in zip((idle, busy), names, strict=True):
         axes.set(title=title, xlabel="block size", xscale="log")
     idle.plot(BLOCKS, [100 * lanes(numbers, b)[2] for b in BLOCKS])
     busy.plot(BLOCKS, [lanes(numbers, b)[0] for b in BLOCKS])
     busy.axhline(132, color=plots.INK, linestyle=":")
-    busy.text(BLOCKS[0], 132, "132: processors of an H200", va="bottom")
     busy.set(yscale="log", ylim=(0.7, 3 * max(132, lanes(numbers, BLOCKS[0])[0])))
     programs, every, share = lanes(numbers, block)
     for axes, value in ((idle, 100 * share), (busy, programs)):
@@ -377,7 +377,9 @@ got, m = count(norm_fused, rows, w)
 fused = m.bytes if m else 2 * rows.nbytes + 4 * w.nbytes  # arithmetic where nothing counts
 if got is not None:
     print(f"largest difference: {minids.numerics.relative_error(got.cpu(), want):.0e} of the size")
-print(f"separate {separate:,} bytes, fused {fused:,}: {separate / fused:.2f} times as many")
+how = "counted" if m else "by arithmetic: no kernel is counted here"
+print(f"separate {separate:,} bytes, fused {fused:,} ({how})", end=": ")
+print(f"{separate / fused:.2f} times as many")
 print(f"a copy moves {2 * rows.nbytes:,}; the rest is the weight, once for each of 4 programs")
 
 # %% [markdown]
@@ -409,8 +411,8 @@ if triton_env.installed():
     facts = compiled.facts(my_add, types, {"BLOCK": 1024}, aligned=("n",))
 for pattern, words in MEANING.items() if facts else ():
     line = next((one.strip() for one in facts.ptx.splitlines() if re.search(pattern, one)), "…")
-    print(f"{' '.join(line.split())[:58]:60}{words}")
-print(facts or "Triton is missing here: nothing is compiled; the stored solution shows the lines")
+    print(f"{' '.join(line.split())[:44]:46}{words}")
+print(facts or "Triton is missing here: nothing is compiled; the solution's notebook has the lines")
 
 # %% [markdown]
 # 32 threads form a **warp**; `num_warps` says how many warps work on a block. A **register** holds 4 bytes of one thread, and a thread has at most 255. Your norm keeps a row of 8192 lanes in registers. With one warp, how many numbers is that for each thread? 256, too many: some of them **spill**, which means that they go back to memory.
@@ -426,7 +428,7 @@ if triton_env.installed():
         each = f"{8192 // (32 * number):3} numbers a thread, {found.registers:3} registers"
         print(f"{number:2} warps: {each}, {found.spills:4} bytes spilled")
 else:
-    print("Triton is missing here, so nothing is compiled")
+    print("Triton is missing here: nothing is compiled; the solution's notebook has the numbers")
 
 # %% [markdown]
 # So "the row stays in registers" is true from four warps on; with two, a little still spills. What of a row that is too long for any number of registers? A vocabulary, for example: 129,280 scores.
@@ -586,6 +588,8 @@ for name, (in_torch, kernel, args) in pairs.items():
         scores[name]["one kernel"] = m.bytes / least
         error = minids.numerics.relative_error(got, want)
         print(f"{name}: {m.bytes:,} bytes of at least {least:,}; error {error:.0e}")
+if missing():
+    print("no kernel runs here: torch alone; the solution's notebook has both")
 fig, axes = plots.figure(7, 3.4)
 plots.bars(axes, scores, form=".2f")
 axes.set(title="bytes moved / fewest possible: 1 is perfect")
@@ -703,7 +707,7 @@ for name, trips in (("separate", 7), ("fused", 2)):
 # <details><summary>stay</summary>Yes: masked lanes move nothing.</details>
 #
 # **2.** A load has a mask and no `other`. When is that wrong?
-# <details><summary>always</summary>No: in `add_kernel` the lanes are never stored.</details>
+# <details><summary>always</summary>No: in <code>add_kernel</code> the lanes are never stored.</details>
 # <details><summary>when the lanes get into a sum or a maximum</summary>Yes: they may hold anything.</details>
 #
 # **3.** Maximum 5 so far, sum 2; the next block's maximum is 3. The old sum is multiplied by

@@ -505,7 +505,10 @@ else:
         values = dict(C=C, R=R, BLOCK_H=block_h, BLOCK_N=64)
         options = dict(num_warps=warps, num_stages=2, aligned=("stride_b", "stride_n"))
         try:
-            print(f"BLOCK_H {block_h}:", compiled.facts(my_kernel, types, values, **options))
+            one = compiled.facts(my_kernel, types, values, **options)
+            print(f"BLOCK_H {block_h}, {warps} warps: {one.registers} registers,", end=" ")
+            print(f"{one.spills} B spilled, {one.shared / 1024:.0f} KiB shared", end=", ")
+            print(f"{one.wgmma} wgmma, {one.mma} mma")
         except compiled.DoesNotCompile as error:
             print(f"BLOCK_H {block_h}:", str(error)[:300])
 
@@ -607,9 +610,8 @@ for name, one in facts.items() if not missing() else ():
 # %%
 h800, peak = accounting.GPUS["H800"], accounting.peak("H800", torch.bfloat16)
 print(f"3000 GB/s are {3000e9 / h800.bandwidth:.0%} of an H800's bandwidth", end="; ")
-for reported in (580, 660):
-    print(f"{reported} TFLOP/s {reported * 1e12 / peak:.0%}", end=" ")
-print("of its arithmetic")
+shares = [f"{reported} TFLOP/s {reported * 1e12 / peak:.0%}" for reported in (580, 660)]
+print(", ".join(shares), "of its arithmetic")
 
 # %% [markdown]
 # ## To remember

@@ -429,7 +429,8 @@ for name in ("no balancing", "auxiliary loss", "strong loss"):
     if gaps.min() > 0 or gaps.max() < 0:
         spread = f"{'worse' if gaps.min() > 0 else 'better'} with every seed"
     print(f"bias against {name}: {gaps.mean():+.4f} bits per byte, from", end=" ")
-    print(f"{gaps.min():+.4f} to {gaps.max():+.4f}: {spread if not fast() else 'means nothing'}")
+    print(f"{gaps.min():+.4f} to {gaps.max():+.4f}:")
+    print(f"    {spread if not fast() else 'means nothing'}")
 apart = max((bits.max() - bits.min()).item() for bits in by_seed.values())
 print(f"one kind, other seeds: up to {apart:.4f} apart")
 if not fast():

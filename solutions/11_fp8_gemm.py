@@ -17,6 +17,7 @@ import functools
 import math
 import os
 import re
+import textwrap
 
 import torch
 
@@ -493,7 +494,8 @@ if not missing():
     requests.append(wanted(my_kernel, 64, 128, 4, arch=80))
     *made, refused = compiled.facts_of_all(requests)
     found = dict(zip(cases, made, strict=True))
-    print("for an A100, sm_80:", str(refused).strip().splitlines()[-1])
+    reason = f"for an A100, sm_80: {str(refused).strip().splitlines()[-1]}"
+    print(textwrap.fill(reason, 100, subsequent_indent="    "))
 
 # %% [markdown]
 # An A100 has no FP8: Triton names E4M3 `fp8e4nv`, and refuses. (From sm_89 on, RTX 40 and Hopper, it compiles.)

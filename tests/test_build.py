@@ -153,6 +153,27 @@ def test_a_second_title_is_refused():
         rules.check_limits(cell("# Title", "markdown"), "")
 
 
+GAP = "<p><br></p>"
+QUIZ = """**1.** Why?
+<details><summary>a</summary>No.</details>
+<details><summary>b</summary>Yes.</details>
+{}**2.** Who?
+<details><summary>c</summary>No.</details>{}1. Homework.
+"""
+
+
+@pytest.mark.parametrize("gap", ["", "\n", "\n\n"])
+def test_a_question_stands_apart_from_the_answers_before_it(gap):
+    assert rules.apart(QUIZ.format(gap, "\n" + gap)) == QUIZ.format(f"\n{GAP}\n\n", f"\n\n{GAP}\n\n")
+
+
+@pytest.mark.parametrize("text", ["<details><summary>a</summary>No: `x`.</details>", f"{QUIZ.split('{}')[0]}Next."])
+def test_markdown_in_a_block_of_html_is_refused(text):
+    rules.check_limits(cell(rules.apart(f"a `b`\n{QUIZ.format('', chr(10))}"), "markdown"), "")
+    with pytest.raises(BuildError, match=r"cell 3: '<details>.*… is HTML"):
+        rules.check_limits(cell(text, "markdown"), "cell 3")
+
+
 @pytest.mark.parametrize(
     "fields",
     [{key: None} for key in FRONT]

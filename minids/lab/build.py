@@ -36,6 +36,8 @@ def build(lesson, lessons):
     """(lesson, solution), two notebooks without outputs, of one of `lessons`; raises BuildError."""
     shown, solved, hidden = [], [], []
     for cell in read_cells(lesson):
+        if cell.cell_type == "markdown":
+            cell.source = rules.apart(cell.source)
         place = f"{lesson.path.name}, cell {cell.id}"
         text, secret = rules.blank(cell, place)
         hidden += secret

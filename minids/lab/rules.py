@@ -32,6 +32,13 @@ NOT_PROSE = [
     r"(?<=\])\([^()\n]*\)",  # the address of a link or picture
 ]
 
+NEXT_QUESTION = re.compile(r"(?m)^(<details\b.*</details>)\n+(?=(?:\*\*)?\d+\.(?:\*\*)? )")
+
+
+def apart(text):
+    """A text cell in which a question stands apart from the answers of the one before, and begins a paragraph."""
+    return NEXT_QUESTION.sub(r"\1\n\n<p><br></p>\n\n", text)
+
 
 def markers(cell, place):
     """Pairs (line, role), the role begin, end, inside or outside; raises BuildError for markers that do not pair."""
@@ -111,6 +118,7 @@ def check_limits(cell, place):
             raise BuildError(
                 f"{place}: a heading of the first level; the title comes from the front matter, begin at ##"
             )
+        check_html(cell.source, place)
     lines = sum(bool(line.strip()) for line in cell.source.splitlines())
     if cell.cell_type == "code" and lines >= LINES:
         raise BuildError(f"{place}: {lines} lines; fewer than {LINES} fit in a code cell: split it")
@@ -119,6 +127,16 @@ def check_limits(cell, place):
         raise BuildError(
             f"{place}: a line of {len(longest)} columns, {longest.strip()[:40]!r}…; {COLUMNS} fit on a screen"
         )
+
+
+def check_html(text, place):
+    """Raise BuildError where Markdown stands in a block of HTML, which is shown as it is: from `<details` to a gap."""
+    for pattern, remedy in (
+        (r"(?m)^<details\b.*`.*", "there ` is shown as it is: write <code>…</code>"),
+        (r"(?m)^<details\b.*</details>\n(?!<details\b|\s*$)", "the line after it too: leave one empty between them"),
+    ):
+        if found := re.search(pattern, text):
+            raise BuildError(f"{place}: {found[0][:40]!r}… is HTML, {remedy}")
 
 
 def check_syntax(text, place):
