@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/tiny
 LAB_ARGS ?=
+GPU_ARGS ?=
 # Before a command: it trains only for moments, on one thread beside its twin; a learner's progress is left alone.
 APART = home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; export OMP_NUM_THREADS=1 MINIDS_FAST=1 MINIDS_HOME="$$home";
 
@@ -15,7 +16,7 @@ help:
 	@echo "make train     five minutes of preset tiny into $(OUT)"
 	@echo "make lessons   lessons/ and solutions/ built again from solutions/*.py; changed solutions are run"
 	@echo "make bench     speed beside transformers, and the ladder of techniques, on this machine: 15 minutes"
-	@echo "make gpu       the tests that need a GPU, then its benchmarks, recorded"
+	@echo "make gpu       the tests that need a GPU, then its benchmarks, recorded (GPU_ARGS=--help lists what can be chosen)"
 
 $(READY): requirements.txt pyproject.toml minids/lab/jupyter_conf/ipython_kernel_config.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,10 +50,6 @@ bench: $(READY)
 	$(BIN)/python -m minids.bench --minutes 12
 
 gpu: $(READY)
-	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch finds no CUDA GPU here')"
-	@# the benchmarks compare results themselves, so they run whatever the tests say; what matters most comes first
-	$(BIN)/python -m pytest -q -m gpu tests; tests=$$?; \
-		$(BIN)/python -m minids.bench mla moe fp8 train layers --record --minutes 4.5 && \
-		$(BIN)/python -m minids.bench ladder --record --minutes 2.5 && exit $$tests
+	$(BIN)/python tests/gpu_run.py $(GPU_ARGS)
 
 .PHONY: help setup lab test train lessons bench gpu

@@ -153,6 +153,34 @@ def test_an_interrupted_run_leaves_what_was_measured_and_the_record(pretend, cap
     assert bench.record("pretend")["complete"] and len(list(bench.RECORDS.iterdir())) == 1
 
 
+def test_a_case_that_fails_leaves_the_others(pretend, capsys):
+    """It is told with its error, the record says so and stays incomplete, and so it is with suites."""
+
+    def fails():
+        raise RuntimeError("no memory\nthere")
+
+    work = pretend.cases.pop("work")
+    pretend.cases |= {"broken": fails, "work": work}
+    bench.SUITES["second"] = command.SUITES["second"] = "pretend"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["pretend", "second", "--record"])
+    text = capsys.readouterr()
+    assert stopped.value.code == 1 and "in fails" in text.err and "failed: pretend, second" in text.err
+    left = bench.record("pretend")
+    assert [case["case"] for case in left["cases"]] == ["work"] and not left["complete"]
+    assert left["skipped"]["broken"] == "it failed (RuntimeError: no memory)"
+    assert text.out.count("skipped broken: it failed") == 4  # in the table of each, and in the overview
+
+
+def test_a_record_names_the_versions_that_its_cases_imported(pretend, capsys, monkeypatch):
+    work = pretend.cases["work"]
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    fake = types.SimpleNamespace(__version__="9.9")
+    pretend.cases["work"] = lambda: (monkeypatch.setitem(sys.modules, "transformers", fake), work())[1]
+    command.main(["pretend", "--record"])
+    assert bench.record("pretend")["provenance"]["transformers"] == "9.9"
+
+
 def test_no_case_is_begun_after_the_minutes_given(pretend, capsys):
     command.main(["pretend", "--minutes", "0", "--json", str(pretend.folder / "out.json")])
     outcome = json.loads((pretend.folder / "out.json").read_text())["pretend"]

@@ -5,7 +5,7 @@
 Without a NAME it lists the suites and runs those that this machine can run; at the end stands one table of them all.
 With --minutes no case begins after that time, and suite ladder (10 minutes without) trains for as long as it leaves.
 An unknown NAME, one that this machine cannot run, or a FILE that cannot be written, is told in one sentence with exit
-status 2, before anything is measured.
+status 2, before anything is measured. A case or a suite that fails is told, and the others go on; the exit status is 1.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from minids.bench import SUITES, harness, record_path, refusal, tables
@@ -34,11 +35,21 @@ def main(arguments=None):
         print("suites:", *(f"  {describe(name)}" for name in SUITES), sep="\n")
         print(*(f"not run: {refusal(name, options.quick)}\n" for name in SUITES if name not in names), sep="", end="")
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    outcomes = {}
+    outcomes, failed = {}, []
     for name in names:
-        run(name, options, outcomes, until)
+        try:
+            run(name, options, outcomes, until)
+        except Exception as error:  # one suite's; the others are measured all the same
+            failed.append(name)
+            if not isinstance(error, harness.BenchError):
+                traceback.print_exc()
+            if name in outcomes:
+                print(tables.table(outcomes[name]), flush=True)
+            print(f"minids.bench: {name}: {error}", file=sys.stderr, flush=True)
     if len(outcomes) > 1:
         print("", tables.overview(outcomes), sep="\n")
+    if failed:
+        parser.exit(1, f"minids.bench: failed: {', '.join(failed)}\n")
 
 
 def check(parser, options):
@@ -92,7 +103,5 @@ def run(name, options, outcomes, until):
 if __name__ == "__main__":
     try:
         main()
-    except harness.BenchError as error:
-        sys.exit(f"minids.bench: {error}")
     except KeyboardInterrupt:
         sys.exit("minids.bench: stopped; the cases that were finished are written where --json or --record say")

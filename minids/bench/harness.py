@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,17 +124,26 @@ def result(suite, cases, skipped, settings, quick=False, device=None):
 def gather(measures, outcome, save=None, until=None):
     """`outcome` with the cases of `measures` (name to function), saved after each: what is measured is not lost.
 
-    After `until` (of time.monotonic) no case is begun; those left out are named among the skipped.
+    After `until` (of time.monotonic) no case is begun; those left out are named among the skipped. So is one that
+    fails: the others are measured, and at the end the first one's error is raised.
     """
-    outcome["complete"], whole = False, True
+    outcome["complete"], whole, first = False, True, None
     for name, measure_it in measures.items():
         if until is not None and time.monotonic() > until:
             outcome["skipped"][name], whole = "the time given (--minutes) was over", False
             continue
-        outcome["cases"].append(measure_it())
+        try:
+            outcome["cases"].append(measure_it())
+        except Exception as error:
+            traceback.print_exc()
+            outcome["skipped"][name] = f"it failed ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+            first, whole = first or error.with_traceback(None), False  # its frames hold the case's tensors
+        outcome["provenance"] |= versions()  # of what the case has imported
         if save:
             save(outcome)
     outcome["complete"] = whole
+    if first:
+        raise first
     return outcome
 
 
@@ -155,12 +165,16 @@ def provenance():
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    for name in ("transformers", "triton"):
-        if sys.modules.get(name):
-            facts[name] = sys.modules[name].__version__
+    facts |= versions()
     if torch.cuda.is_available():
         facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver()}
     return facts
+
+
+def versions():
+    """The versions of what has been imported besides torch."""
+    loaded = {name: sys.modules.get(name) for name in ("transformers", "triton")}
+    return {name: module.__version__ for name, module in loaded.items() if module}
 
 
 def machine():
