@@ -1,0 +1,56 @@
+"""Exceptions and lost NaN: patterns as those of diagnose.py, (exercise, seen) to a sentence or None."""
+
+import torch
+
+from minids.lab import compare
+from minids.lab.exercise import leaves
+from minids.lab.observe import expected, options
+
+
+def asks_a_tensor(exercise, seen):
+    if says(seen, "Boolean value of Tensor", "truth value of an array"):
+        return (
+            "`if`, `while`, `and`, `or` and `not` ask for one True or False, and a tensor has many: use torch.where, "
+            "&, | and ~, with each comparison in parentheses."
+        )
+    return None
+
+
+def changed_before_backward(exercise, seen):
+    if says(seen, "modified by an inplace operation"):
+        return (
+            "Something is changed in place (+=, x[...] =, names ending in _) that the gradient needs as it was: write "
+            "x = x + y, or change a clone()."
+        )
+    return None
+
+
+def nan_lost(exercise, seen):
+    """NaN is wanted where numbers came, and nothing else is wrong."""
+    if all(o.call.error is None and right_but_for_nan(o) for o in seen if o.failed):
+        return "Where NaN is wanted you give a number: NaN must stay, or nobody sees that something broke."
+    return None
+
+
+PATTERNS = [asks_a_tensor, changed_before_backward, nan_lost]
+
+
+def says(seen, *texts):
+    """Whether an exception says one of `texts`."""
+    errors = [str(o.call.error) for o in seen if isinstance(o.call.error, Exception)]
+    return any(text in error for text in texts for error in errors)
+
+
+def right_but_for_nan(observation):
+    """Whether a result is right once it is NaN where that is wanted."""
+    want = expected(observation.exercise, observation.case)[0]
+    wanted, got = tensors(want), tensors(observation.call.value)
+    if [w.shape for w in wanted] != [g.shape for g in got] or not any(w.is_floating_point() for w in wanted):
+        return False
+    mended = [torch.where(w.isnan(), torch.nan, g.float()).to(g.dtype) for g, w in zip(got, wanted, strict=True)]
+    mended = mended[0] if isinstance(want, torch.Tensor) else mended
+    return compare.difference(mended, want, **options(observation)) is None
+
+
+def tensors(value):
+    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
