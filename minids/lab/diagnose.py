@@ -5,13 +5,13 @@ from functools import partial
 
 import torch
 
-from minids.lab import compare, launching
+from minids.lab import compare, form, launching, mishaps
 from minids.lab.exercise import leaves
 from minids.lab.observe import expected, observe, options, same_values
 
 NAN = (
     "The result holds NaN: part of it was never written (memory from torch.empty starts as NaN here), "
-    "or a division 0/0, or a softmax over a row that is masked altogether."
+    "or a division 0/0, a log or a root of a negative number, or a softmax over a row that is masked altogether."
 )
 ROUNDINGS = {
     "down to a whole number": math.floor,
@@ -35,8 +35,8 @@ def diagnosis(exercise, seen):
 
 
 def does_the_same(exercise, seen, wrong):
-    """Whether a known wrong answer gives what was seen, case by case; if no case has a value, the same errors."""
-    values, same_words = 0, True
+    """Whether a known wrong answer gives what was seen, case by case; if no value is wrong, the same words of errors."""
+    wrong_values, same_words = 0, True
     for observation in seen:
         theirs = observe(exercise, wrong.fn, observation.case)
         if (theirs.call.error is None) != (observation.call.error is None) or theirs.failed != observation.failed:
@@ -48,8 +48,8 @@ def does_the_same(exercise, seen, wrong):
         elif not alike(exercise, observation, theirs):
             return False
         else:
-            values += 1
-    return values > 0 or same_words
+            wrong_values += observation.failed
+    return wrong_values > 0 or same_words
 
 
 def alike(exercise, ours, theirs):
@@ -64,7 +64,12 @@ def alike(exercise, ours, theirs):
 
 
 def close(a, b, dtype, tolerance):
-    return compare.difference(a, b, dtype, 10 * tolerance) is None
+    """Whether two results are near each other and of one form, where a number counts as a tensor without axes."""
+    return shapes(a) == shapes(b) and compare.difference(a, b, dtype, 10 * tolerance) is None
+
+
+def shapes(value):
+    return [list(leaf.shape) if isinstance(leaf, torch.Tensor) else [] for leaf in leaves(value)]
 
 
 # Patterns: each takes (exercise, seen) and gives a sentence, or None ---------------------------------------------
@@ -138,8 +143,8 @@ def a_factor(exercise, seen):
     if not factors or None in factors:
         return None
     low, high = min(factors), max(factors)
-    if max(abs(low - 1), abs(high - 1)) < 1e-3:
-        return None  # the numbers are right, or nearly so, and something else is wrong
+    if max(abs(low - 1), abs(high - 1)) < 5e-3 or high > 1e6 * abs(low):
+        return None  # the numbers are right, or nearly so, or a number is added: something else is wrong
     if high - low <= 1e-3 * abs(high):
         return f"Everything is {factors[0]:.4g} times what it should be: a constant factor is missing, or one too many."
     if all(want.numel() == 1 for _, want in pairs):
@@ -163,7 +168,7 @@ def one_part(exercise, seen):
     ratios = torch.stack([got / want for got, want in pairs])
     low, high = ratios.min(0).values, ratios.max(0).values
     off = [i for i in range(len(low)) if abs(low[i] - 1) > 1e-3 or abs(high[i] - 1) > 1e-3]
-    if not 0 < len(off) < len(low) or any(high[i] - low[i] > 1e-3 * abs(high[i]) for i in off):
+    if not 0 < len(off) < len(low) or any(high[i] - low[i] > 1e-5 * abs(high[i]) for i in off):
         return None
     names = getattr(expected(exercise, seen[0].case)[0], "_fields", range(len(low)))
     words = " and ".join(f"result[{names[i]}] is always {low[i].item():.4g} times what it should be" for i in off)
@@ -199,6 +204,8 @@ def nan(exercise, seen):
     first = next(o for o in seen if o.failed)
     got, want = tensors(first.call.value), tensors(expected(exercise, first.case)[0])
     alike = len(got) == len(want) and all(g.shape == w.shape for g, w in zip(got, want, strict=True))
+    if not alike and any(w.isnan().any() for w in want):
+        return None  # it is meant somewhere
     got = [g[~w.isnan()] for g, w in zip(got, want, strict=True)] if alike else got
     if any(g.isnan().any() for g in got):  # where the reference has NaN too, it is meant
         return launching.NAN if exercise.kernel is not None else NAN
@@ -209,19 +216,27 @@ def nearly(exercise, seen):
     pairs = flat_pairs(seen)
     errors = [(got - want).abs().max() / want.abs().max() for got, want in pairs if want.any()]
     if errors and 1e-6 < max(errors) < NEARLY and not any(map(value_is_right, (o for o in seen if o.failed))):
-        return (
-            "It is right to about a hundredth, and no nearer: is a number rounded, a constant written with few digits, "
-            "a step done in fewer bits (bfloat16), or a small term left out?"
-        )
+        near, whole = "It is right to about a hundredth, and no nearer", not any(map(has_fraction, seen))
+        if whole:
+            return f"{near}: is a small term left out, or counted twice?"
+        return f"{near}: is a number rounded, a constant written with few digits, or a step done in bfloat16?"
     return None
 
 
+def has_fraction(observation):
+    return any(
+        isinstance(leaf, float | torch.Tensor) for leaf in leaves(expected(observation.exercise, observation.case)[0])
+    )
+
+
 PATTERNS = [
+    *mishaps.PATTERNS,
     changes_its_input,
     gives_nothing,
     only_gradients,
     zeros,
     the_input,
+    *form.PATTERNS,
     the_same_number,
     rounded,
     a_factor,
