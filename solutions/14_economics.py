@@ -300,9 +300,10 @@ explore(
 # |---|---|
 # | `batch`, `context` | sequences, and tokens in the cache of each |
 # | `weight_bytes`, `cache_bytes` | bytes of one number |
+# | $B$, $A$, $E$, $D$ | `batch`, `cfg.num_experts_per_tok`, `cfg.n_routed_experts`, `cfg.hidden_size` |
 # | result | bytes of weights, bytes of caches: two numbers |
 #
-# Tools: `accounting.parameters(cfg).active` has everything that ONE token needs, $A$ experts of each layer with experts among it; one expert is $3\,D$ `cfg.moe_intermediate_size` numbers; `accounting.kv_elements_per_token(cfg)` counts the cache of one token over all layers. In this exercise every config has experts. Stuck? `hint("decode_bytes")`.
+# Tools: `accounting.parameters(cfg).active` has everything that ONE token needs, $A$ experts of each layer for which `cfg.is_moe_layer(i)` is True among it; one expert is $3\,D$ `cfg.moe_intermediate_size` numbers; `accounting.kv_elements_per_token(cfg)` counts the cache of one token over all layers. In this exercise every config has experts. Stuck? `hint("decode_bytes")`.
 
 
 # %%
