@@ -20,6 +20,7 @@ from minids.run import begin
 
 SIZES = {"vocab_size": 61, "hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
 SIZES |= {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "initializer_range": 0.2}
+CLOSE = 1e-7  # of sums in float64: routers round to fp32, one product or many at a time
 
 
 def model_with(modules=1, **changes):
@@ -76,8 +77,8 @@ def test_the_loss_is_that_of_the_papers_equations(weight, changes):
     mean = {k: sum(of.values()) / len(of) for k, of in nats.items()}
     assert [sorted(of)[0] for of in nats.values()] == [2, 3, 4] and {max(of) for of in nats.values()} == {11}
     loss, cross_entropy = model.loss(t[None, 1:-1], t[None, 2:], weight)
-    assert abs(cross_entropy - mean[0]) < 1e-9
-    assert abs(loss - (mean[0] + weight / 2 * (mean[1] + mean[2]))) < 1e-9
+    assert abs(cross_entropy - mean[0]) < CLOSE
+    assert abs(loss - (mean[0] + weight / 2 * (mean[1] + mean[2]))) < CLOSE
     if weight == MTP_WEIGHT:
         assert torch.equal(model.loss(t[None, 1:-1], t[None, 2:])[0], loss)
 
@@ -88,7 +89,7 @@ def test_targets_that_do_not_count_do_not_count_for_mtp():
     (h,) = model.mtp_hidden(tokens, model.hidden(tokens))
     want = torch.nn.functional.cross_entropy(model.lm_head(h).flatten(0, 1), masked[:, 1:].flatten())
     loss, cross_entropy = model.loss(tokens, masked, 1.0)
-    assert abs(loss - cross_entropy - want) < 1e-9
+    assert abs(loss - cross_entropy - want) < CLOSE
 
 
 @torch.no_grad()
