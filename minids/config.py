@@ -27,8 +27,15 @@ SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 SIZES += ["rms_norm_eps", "max_position_embeddings"]
 MLA_SIZES = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
 MOE_SIZES = ["moe_intermediate_size", "num_experts_per_tok"]
-NULLABLE = ["n_group", "topk_group", "topk_method", "norm_topk_prob", "first_k_dense_replace"]  # as transformers
-NULLABLE += ["n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"]  # writes what it does not use
+NULLABLE = ["n_group", "topk_group", "topk_method", "norm_topk_prob", "first_k_dense_replace", "scoring_func"]
+NULLABLE += ["n_routed_experts", "n_shared_experts", "num_nextn_predict_layers", "moe_layer_freq", "aux_loss_alpha"]
+NULLABLE += ["attention_bias", "tie_word_embeddings", "initializer_range"]  # null on the hub means the default
+YARN_SIZES = ("factor", "original_max_position_embeddings")
+YARN = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")  # may be left out
+
+# What near model types have that minids has not; keys of which minids computes one value alone.
+RELATIVES = {"deepseek": "plain attention", "deepseek_v32": "sparse attention", "deepseek_v4": "sparse attention"}
+ONLY = {"hidden_act": "silu", "mlp_bias": False, "use_mla": True, "rope_interleave": True}
 
 
 class ConfigError(ValueError):
@@ -200,10 +207,13 @@ def _check_experts(cfg):
 def _check_rope(cfg):
     yarn, kind = cfg.rope_scaling, cfg.rope_scaling.get("type")
     _need(kind == "yarn", f"rope_scaling has type {kind!r}; minids knows 'yarn', or None for plain RoPE")
-    for name in ("factor", "original_max_position_embeddings"):
+    for name in YARN_SIZES:
         _need(name in yarn, f"rope_scaling has no {name!r}; YaRN needs it")
-        value = yarn[name]
-        _need(isinstance(value, int | float) and value > 0, f"rope_scaling's {name} is {value!r}; it must be positive")
+    for name, value in yarn.items():
+        _need(name in ("type", *YARN_SIZES, *YARN), f"rope_scaling has {name!r}, which minids does not know")
+        number = isinstance(value, int | float) and (value > 0 or (value == 0 and name in YARN))
+        good = number or name == "type" or (value is None and name in YARN)
+        _need(good, f"rope_scaling's {name} is {value!r}; it must be a positive number")
 
 
 def _choice(cfg, name, allowed):
@@ -219,37 +229,46 @@ def _need(condition, message):
 
 
 def _read_json(source):
-    path = Path(source)
-    path = path / "config.json" if path.is_dir() else path
+    path = Path(source, "config.json") if Path(source).is_dir() else Path(source)
     try:
-        return json.loads(path.read_text())
+        read = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}; give a config.json, or a folder that holds one") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
+    _need(isinstance(read, dict), f"{path} holds a {type(read).__name__}; a config.json is an object of fields")
+    return read
 
 
 def _fields_from_hub(hub):
     kind = hub.get("model_type")
-    _need(kind in SAME_ARCHITECTURE, f"model_type is {kind!r}; minids opens {', '.join(sorted(SAME_ARCHITECTURE))}")
+    _need(kind in SAME_ARCHITECTURE and not hub.get("index_topk"), _other_architecture(hub))
     required = SIZES + MLA_SIZES * (kind != "minids")
-    required += [*MOE_SIZES, "first_k_dense_replace"] * bool(hub.get("n_routed_experts"))
+    required += [*MOE_SIZES, "first_k_dense_replace", "routed_scaling_factor"] * bool(hub.get("n_routed_experts"))
     missing = ", ".join(name for name in required if name not in hub)
     _need(not missing, f"the hub config lacks {missing}; is this the whole config.json?")
-    _need(hub.get("rope_interleave") is not False, "rope_interleave is False; minids turns interleaved pairs only")
-    own, defaults = {f.name for f in fields(ModelConfig)} - {"hub"}, _hub_defaults(kind)
-    values = {**defaults, **{name: hub[name] for name in own & hub.keys()}}
+    for name, value in ONLY.items():
+        _need(hub.get(name, value) in (value, None), f"{name} is {hub.get(name)!r}; minids computes {value!r} alone")
+    own, values = {f.name for f in fields(ModelConfig)} - {"hub"}, _hub_defaults(kind)
+    values |= {k: hub[k] for k in own & hub.keys() if hub[k] is not None or k not in NULLABLE}
     if kind != "minids":
         values |= {"attention": "mla", "head_dim": 0}
-    scaling, rope = hub.get("rope_scaling"), hub.get("rope_parameters")
-    if rope:  # transformers 5 keeps theta and the scaling in one place
+    rope = hub.get("rope_parameters") or hub.get("rope_scaling")
+    if isinstance(rope, dict):  # transformers 5 keeps theta and the scaling in one place
         values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
-        scaling = rope if _rope_type(rope) != "default" else None
-    values["rope_scaling"] = _plain_scaling(scaling)
-    if hub.get("num_mtp_layers") is not None:
-        values["num_nextn_predict_layers"] = hub["num_mtp_layers"]
-    unused = {name for name, value in values.items() if value is None and name in NULLABLE}
-    return values | {name: defaults[name] for name in unused}
+    mtp = {} if hub.get("num_mtp_layers") is None else {"num_nextn_predict_layers": hub["num_mtp_layers"]}
+    return {**values, **mtp, "rope_scaling": _plain_scaling(rope)}
+
+
+def _other_architecture(hub):
+    """Why a config is not opened: what it is of, and what is; where such a model lies inside, how to read its sizes."""
+    kind, opens = hub.get("model_type"), ", ".join(sorted(SAME_ARCHITECTURE))
+    why = RELATIVES.get("deepseek_v32" if hub.get("index_topk") else kind)
+    for name, inner in hub.items():
+        if isinstance(inner, dict) and inner.get("model_type") in SAME_ARCHITECTURE:
+            why, opens = f"a {name} beside other parts", f"{opens}; for its sizes give from_hf config[{name!r}]"
+    found = [repr(kind), *(f"({name})" for name in hub.get("architectures") or []), *([f"with {why}"] if why else [])]
+    return f"model_type is {' '.join(found)}; minids opens {opens}"
 
 
 def _hub_defaults(kind):
@@ -261,15 +280,15 @@ def _hub_defaults(kind):
     return {**(v2 if kind == "deepseek_v2" else v3), **none}
 
 
-def _rope_type(rope):
-    return rope.get("rope_type") or rope.get("type") or "default"
-
-
 def _plain_scaling(rope):
-    if not rope or _rope_type(rope) == "default":
+    _need(rope is None or isinstance(rope, dict), f"rope_scaling is {rope!r}; give None, or YaRN's settings")
+    for name in ("partial_rotary_factor", "truncate") if rope else ():  # 1 and True are as if they were not there
+        _need(rope.get(name, 1) in (1, None), f"{name} of RoPE is {rope.get(name)!r}; minids computes 1 alone")
+    kind = (rope or {}).get("rope_type") or (rope or {}).get("type") or "default"
+    if kind == "default":
         return None
-    dropped = ("rope_type", "type", "rope_theta")
-    return {"type": _rope_type(rope), **{k: v for k, v in rope.items() if k not in dropped}}
+    dropped = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "truncate")
+    return {"type": kind, **{k: v for k, v in rope.items() if k not in dropped}}
 
 
 def _hub_rope(cfg):

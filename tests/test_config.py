@@ -59,3 +59,56 @@ def test_a_value_that_cannot_work_is_named(changes, sentence):
 def test_an_unknown_preset_is_answered_by_those_there_are():
     with pytest.raises(ConfigError, match=r"no preset 'huge'; the presets are tiny, small, base"):
         ModelConfig.preset("huge")
+
+
+# Others' config.json ------------------------------------------------------------------------------------------------
+
+V3 = ModelConfig.preset("deepseek-v3").to_hf()
+YARN = V3["rope_scaling"]
+KIMI_VL = {"model_type": "kimi_vl", "architectures": ["KimiVLForConditionalGeneration"], "text_config": V3}
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("hub", "sentence"),
+    [
+        (LLAMA, r"model_type is 'llama' \(LlamaForCausalLM\); minids opens deepseek_v2, deepseek_v3, kimi_k2"),
+        ({"model_type": "deepseek"}, "'deepseek' with plain attention; minids opens"),
+        ({**V3, "model_type": "deepseek_v32", "index_topk": 2048}, "with sparse attention; minids opens"),
+        ({**V3, "index_topk": 2048}, "with sparse attention; minids opens"),  # V3.2 under the name of V3
+        (KIMI_VL, r"with a text_config beside other parts; .* for its sizes give from_hf config\['text_config'\]"),
+        ({**V3, "use_mla": False}, "use_mla is False; minids computes True alone"),
+        ({**V3, "hidden_act": "gelu"}, "hidden_act is 'gelu'; minids computes 'silu' alone"),
+        ({**V3, "mlp_bias": True}, "mlp_bias is True; minids computes False alone"),
+        ({**V3, "rope_interleave": False}, "rope_interleave is False; minids computes True alone"),
+        ({**V3, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor of"),
+        ({**V3, "rope_parameters": {**YARN, "truncate": False}}, "truncate of RoPE is False"),
+        ({**V3, "rope_parameters": {**YARN, "mscale": "1.0"}}, "mscale is '1.0'; it must be a positive number"),
+        ({**V3, "rope_parameters": {**YARN, "beta_fast": "32"}}, "beta_fast is '32'; it must be a positive number"),
+        ({**V3, "rope_parameters": {**YARN, "mrope_section": [1, 2]}}, "'mrope_section', which minids does not know"),
+        ({**V3, "rope_parameters": None, "rope_scaling": "yarn"}, "rope_scaling is 'yarn'; give None, or YaRN's"),
+        ({**V3, "rms_norm_eps": "1e-06"}, "rms_norm_eps is '1e-06'; it must be of type float"),
+        ({k: v for k, v in V3.items() if k != "routed_scaling_factor"}, "lacks routed_scaling_factor"),
+    ],
+)
+def test_another_model_is_refused_in_a_sentence(hub, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ModelConfig.from_hf(hub)
+
+
+def test_what_a_config_leaves_null_is_the_architectures_default():
+    names = ["n_group", "topk_group", "scoring_func", "moe_layer_freq", "aux_loss_alpha", "attention_bias"]
+    names += ["tie_word_embeddings", "initializer_range", "topk_method", "norm_topk_prob"]
+    nulls = {**V3, **dict.fromkeys(names)}
+    assert ModelConfig.from_hf(nulls) == ModelConfig.preset("deepseek-v3", n_group=1, topk_group=1)
+    assert ModelConfig.from_hf(nulls).to_hf() == nulls
+    unneeded = {**YARN, "truncate": True, "partial_rotary_factor": 1.0, "mscale": 0, "attention_factor": None}
+    read = ModelConfig.from_hf({**V3, "rope_parameters": unneeded}).rope_scaling
+    assert read == {**YARN, "mscale": 0, "attention_factor": None}
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", ""])
+def test_a_file_that_is_no_config_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json (is not JSON|holds a \w+; a config\.json is an object)"):
+        ModelConfig.from_hf(tmp_path)
