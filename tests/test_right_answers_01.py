@@ -113,6 +113,14 @@ def masked_late_and_divided_again(q, k, v, scale):
     return torch.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdim=True), v)
 
 
+@right("01.3")
+def masked_in_place(q, k, v, scale):
+    rows, columns = torch.triu_indices(q.shape[1], q.shape[1], 1)
+    scores = torch.einsum("bthd,bshd->bhts", q * scale**0.5, k * scale**0.5)
+    scores[:, :, rows, columns] = -math.inf
+    return torch.einsum("bhts,bshd->bthd", F.softmax(scores, dim=3), v)
+
+
 @right("01.4")
 def by_matmul(x, w_gate, w_up, w_down):
     gate = x @ w_gate.T
@@ -129,6 +137,13 @@ def by_einsum_in_float64(x, w_gate, w_up, w_down):
 def both_in_one_product(x, w_gate, w_up, w_down):
     gate, up = F.linear(x, torch.cat((w_gate, w_up))).chunk(2, -1)
     return F.linear(torch.nn.SiLU()(gate) * up, w_down)
+
+
+@right("01.4")
+def in_place_on_its_own(x, w_gate, w_up, w_down):
+    h = F.silu(x @ w_gate.T)
+    h *= x @ w_up.T
+    return h @ w_down.T
 
 
 @right("01.5")

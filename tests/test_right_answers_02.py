@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -40,6 +41,13 @@ def key_by_key(q, k, v, length, scale):
 def by_products(q, k, v, length, scale):
     k, v = k.narrow(1, 0, length).permute(0, 2, 3, 1), v.narrow(1, 0, length).permute(0, 2, 1, 3)
     return ((q.transpose(1, 2) @ k * scale).softmax(-1) @ v).transpose(1, 2)
+
+
+@right("02.1")
+def by_numpy(q, k, v, length, scale):
+    q, k, v = q.numpy()[:, 0], k.numpy()[:, :length], v.numpy()[:, :length]
+    weights = np.exp(np.einsum("bhd,bshd->bhs", q, k) * scale)
+    return torch.from_numpy(np.einsum("bhs,bshd->bhd", weights / weights.sum(-1, keepdims=True), v))[:, None]
 
 
 @right("02.2")

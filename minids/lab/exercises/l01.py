@@ -266,6 +266,15 @@ def first_position_alone(x, cos, sin):
     return torch.stack(turn(x[..., 0::2], x[..., 1::2], cos[:1], sin[:1]), -1).flatten(-2)
 
 
+@APPLY_ROPE.wrong(
+    "view_as_complex needs the two numbers of a pair side by side in memory, and some inputs here have gaps: .contiguous() "
+    "before it. (DeepSeek's own code has none: its tensors never have gaps.)"
+)
+def as_complex_without_copy(x, cos, sin):
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(-2)
+
+
 @APPLY_ROPE.wrong("You compute the angles yourself: take cos and sin as they are given, whose angles here are others.")
 def own_angles(x, cos, sin):
     d = x.shape[-1]

@@ -850,6 +850,7 @@ USERS = Exercise(
         {"memory": 24 * 10**9, "weights": 40 * 10**9, "bytes_per_token": 131_072, "context": 2048},
         {"memory": 97 * 10**9, "weights": 33 * 10**9, "bytes_per_token": 1_000_000, "context": 8001},
         {"memory": 81 * 10**9, "weights": 7 * 10**9, "bytes_per_token": 327_680, "context": 32768},
+        {"memory": 40 * 10**9, "weights": 10**10, "bytes_per_token": 10**6, "context": 3000},  # filled to the last byte
     ],
     hints=[
         "What is left for the caches once the weights are in? And how much of it does one user take?",
@@ -867,6 +868,11 @@ def _(r, memory, weights, bytes_per_token, context):
 @USERS.wrong("You round up: the last user's cache does not fit as a whole. Round down.")
 def rounded_up(memory, weights, bytes_per_token, context):
     return max(0, math.ceil((memory - weights) / (bytes_per_token * context)))
+
+
+@USERS.wrong("Where the caches fill the memory to the last byte, the last one still fits: ≤, not <.")
+def never_full(memory, weights, bytes_per_token, context):
+    return max(0, (memory - weights - 1) // (bytes_per_token * context))
 
 
 @USERS.wrong("You round to the nearest number, which can be up: a cache that fits by half does not fit. Round down.")

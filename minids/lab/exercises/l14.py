@@ -252,6 +252,7 @@ TRAIN_FLOPS = Exercise(
         {"L": 5, "D": 36, "H": 3, "S": 50, "attention": "mla"},
         {"L": 3, "D": 60, "H": 5, "S": 301, "attention": "gqa"},
         {"L": 4, "D": 48, "H": 2, "S": 1, "attention": "mla"},
+        {"L": 2, "D": 40, "H": 4, "S": 77, "attention": "mha"},
     ],
     hints=[
         "Forward, a parameter costs two FLOPs, and backward twice as many. How many keys does a query see on average, "
@@ -445,6 +446,13 @@ def always_mla(cfg, seq_len):
 )
 def never_mla(cfg, seq_len):
     return flops(cfg, seq_len, width=2 * cfg.attention_head_dim)
+
+
+@TRAIN_FLOPS.wrong(
+    'You take MLA\'s widths for everything but "gqa": a config\'s attention may be "mha" too. Ask whether it is "mla".'
+)
+def mla_unless_gqa(cfg, seq_len):
+    return flops(cfg, seq_len, width=None if cfg.attention == "gqa" else cfg.qk_head_dim + cfg.v_head_dim)
 
 
 @TRAIN_FLOPS.wrong("cfg.head_dim is 0 in a config that leaves it to be computed: take cfg.attention_head_dim.")
