@@ -35,7 +35,7 @@ def diagnosis(exercise, seen):
 
 
 def does_the_same(exercise, seen, wrong):
-    """Whether a known wrong answer gives what was seen, case by case; if no value is wrong, the same words of errors."""
+    """Whether a known wrong answer gives what was seen, case by case; if no value is wrong, errors word by word."""
     wrong_values, same_words = 0, True
     for observation in seen:
         theirs = observe(exercise, wrong.fn, observation.case)

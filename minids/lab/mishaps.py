@@ -42,10 +42,14 @@ def says(seen, *texts):
 
 
 def right_but_for_nan(observation):
-    """Whether a result is right once it is NaN where that is wanted."""
+    """Whether a result is wrong, and right once it is NaN where that is wanted."""
     want = expected(observation.exercise, observation.case)[0]
+    if compare.difference(observation.call.value, want, **options(observation)) is None:
+        return False
     wanted, got = tensors(want), tensors(observation.call.value)
-    if [w.shape for w in wanted] != [g.shape for g in got] or not any(w.is_floating_point() for w in wanted):
+    if [w.shape for w in wanted] != [g.shape for g in got] or not all(
+        map(torch.Tensor.is_floating_point, [*wanted, *got])
+    ):
         return False
     mended = [torch.where(w.isnan(), torch.nan, g.float()).to(g.dtype) for g, w in zip(got, wanted, strict=True)]
     mended = mended[0] if isinstance(want, torch.Tensor) else mended

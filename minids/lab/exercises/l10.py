@@ -156,6 +156,53 @@ def wraps_around(codes):
     return torch.where((e == 15) & (m == 7), NAN, value)
 
 
+@DECODE_E4M3.wrong(
+    "A cast, .to(torch.float8_e4m3fn), rounds the whole NUMBER 77 to the nearest of E4M3. The byte 77 itself is to be read: "
+    "take its bits, or codes.view(torch.float8_e4m3fn)."
+)
+def cast(codes):
+    return codes.to(torch.float8_e4m3fn).float()
+
+
+@DECODE_E4M3.wrong("2 ** n of whole numbers stays whole, and 2 ** -1 is 0: write 2.0 ** (e - 7).")
+def whole_powers(codes):
+    codes = codes.int()
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3 & 15, codes & 7
+    value = sign * torch.where(e == 0, m / 8 * 2.0**-6, (1 + m / 8) * 2 ** (e - 7))
+    return torch.where((e == 15) & (m == 7), NAN, value)
+
+
+@DECODE_E4M3.wrong("m // 8 is 0 for every m: divide by /, the mantissa counts eighths.")
+def mantissa_cut(codes):
+    codes = codes.int()
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3 & 15, codes & 7
+    value = sign * torch.where(e == 0, m // 8 * 2.0**-6, (1 + m // 8) * 2.0 ** (e - 7))
+    return torch.where((e == 15) & (m == 7), NAN, value)
+
+
+@DECODE_E4M3.wrong("NaN needs BOTH, e = 15 and m = 7: & and not |.")
+def nan_of_either(codes):
+    return value_of(codes, nan=lambda codes, e, m: (e == 15) | (m == 7))
+
+
+@DECODE_E4M3.wrong("For e = 0 your numbers still have the leading 1: there the value is 2^-6 · m/8, which begins at 0.")
+def leading_one_below(codes):
+    codes = codes.int()
+    sign, e, m = 1 - 2 * (codes >> 7), codes >> 3 & 15, codes & 7
+    value = sign * (1 + m / 8) * 2.0 ** (e.clamp_min(1) - 7)
+    return torch.where((e == 15) & (m == 7), NAN, value)
+
+
+@DECODE_E4M3.wrong("That is the number of the byte, or its cast: take the fields of its bits apart.")
+def numbers_of_the_bytes(codes):
+    return codes.float()
+
+
+@DECODE_E4M3.wrong("NaN becomes infinity with you: E4M3 has none.")
+def infinity_for_nan(codes):
+    return reference.decode_e4m3(codes).nan_to_num(float("inf"))
+
+
 # 10.2 ----------------------------------------------------------------------------------------------------------------
 
 ROUND_TO_E4M3 = Exercise(
@@ -181,7 +228,7 @@ ROUND_TO_E4M3 = Exercise(
 def _(r, rows, columns):
     x = r.normal(rows * columns) * 2 ** r.uniform(-12, 8, rows * columns)
     ties = [17, 19, 21, -17, -19, -23, 1.0625, 1.1875, -1.0625, -1.1875, 2.0**-10, 3 * 2.0**-10, -5 * 2.0**-10, 464]
-    edges = [0, 448, -448, 449, 480, -500, 1e6, -1e30, 2.0**-6, 0.9 * 2.0**-6, 2.0**-9, 0.3 * 2.0**-9, 1e-30, 0.99]
+    edges = [0, 448, -448, 449, 480, -500, 1e6, -1e5, 2.0**-6, 0.9 * 2.0**-6, 2.0**-9, 0.3 * 2.0**-9, 1e-30, 0.99]
     special = torch.tensor([*ties, *edges, NAN, float("inf"), float("-inf")], dtype=torch.float64)
     x[: len(special)] = special
     return x[r.permutation(rows * columns)].view(rows, columns)
@@ -322,6 +369,77 @@ def nan_is_zero(x):
     return torch.where(x.isnan(), 0.0, ended(x, rounded(x)))
 
 
+@ROUND_TO_E4M3.wrong(
+    "Adding half a step to the bits sends ties away from zero: add 0x7FFFF plus the last bit that stays, (bits >> 20) & 1, so that "
+    "ties go to the even one."
+)
+def half_added_to_the_bits(x):
+    moved = x.contiguous().view(torch.int32) + 0x80000 & ~0xFFFFF
+    return ended(x, torch.where(x.abs() < 2.0**-6, torch.round(x * 512) / 512, moved.view(torch.float32)))
+
+
+@ROUND_TO_E4M3.wrong("Those are numbers of E5M2, with two bits of mantissa: E4M3 is torch.float8_e4m3fn.")
+def of_e5m2(x):
+    return x.to(torch.float8_e5m2).float()
+
+
+@ROUND_TO_E4M3.wrong("Those are numbers of E5M2, clamped: E4M3 has three bits of mantissa, torch.float8_e4m3fn.")
+def of_e5m2_clamped(x):
+    return ended(x, x.clamp(-448, 448).to(torch.float8_e5m2).float())
+
+
+@ROUND_TO_E4M3.wrong("Infinity stays infinity with you: it must give NaN, as E4M3 has none.")
+def infinity_stays(x):
+    return torch.where(x.isinf(), x, reference.round_to_e4m3(x))
+
+
+@ROUND_TO_E4M3.wrong("A negative number has no logarithm: take x.abs() first.")
+def log_without_abs(x):
+    step = 2.0 ** (x.log2().floor().clamp_min(-6) - 3)
+    return ended(x, (x / step).round() * step)
+
+
+@ROUND_TO_E4M3.wrong(
+    "The exponent is rounded to the NEAREST whole number: it must be rounded down, log2(|x|).floor(), for 1.9 · 2^k has the step "
+    "of 2^k too."
+)
+def log_rounded(x):
+    step = 2.0 ** (x.abs().log2().round().clamp_min(-6) - 3)
+    return ended(x, (x / step).round() * step)
+
+
+@ROUND_TO_E4M3.wrong("After rounding x / step nothing brings it back: multiply by step.")
+def not_brought_back(x):
+    step = 2.0 ** ((torch.frexp(x).exponent - 1).clamp_min(-6) - 3)
+    return ended(x, (x / step).round())
+
+
+@ROUND_TO_E4M3.wrong("You multiply by the step and divide afterwards: x / step counts the steps, and is rounded.")
+def step_upside_down(x):
+    step = 2.0 ** ((torch.frexp(x).exponent - 1).clamp_min(-6) - 3)
+    return ended(x, (x * step).round() / step)
+
+
+@ROUND_TO_E4M3.wrong(
+    "One step serves all numbers, that of the largest or a fixed one: each number has the step of its exponent."
+)
+def whole_steps(x):
+    return ended(x, x.round())
+
+
+@ROUND_TO_E4M3.wrong(
+    "Numbers are rounded twice, first to bfloat16: what that makes a tie goes the wrong way. Stay in float32."
+)
+def through_bfloat16(x):
+    return reference.round_to_e4m3(x.bfloat16().float())
+
+
+@ROUND_TO_E4M3.wrong("Only numbers above 448 are held there: those below -448 must stop at -448.")
+def one_end(x):
+    step = 2.0 ** ((torch.frexp(x).exponent - 1).clamp_min(-6) - 3)
+    return torch.where(x.isfinite(), ((x / step).round() * step).clamp_max(448.0), NAN)
+
+
 # 10.3 ----------------------------------------------------------------------------------------------------------------
 
 POWER_OF_TWO_SCALE = Exercise(
@@ -409,6 +527,38 @@ def doubled(scale):
     return 2 * power(scale, torch.ceil)
 
 
+@POWER_OF_TWO_SCALE.wrong(
+    "2 ** frexp's exponent needs two repairs: an exact power of 2 (mantissa 0.5) comes out doubled, and NaN gets a number."
+)
+def frexp_alone(scale):
+    return 2.0 ** torch.frexp(scale).exponent
+
+
+@POWER_OF_TWO_SCALE.wrong("A cast to float8_e8m0fnu does not round UP: bring the exponent up first.")
+def cast_to_e8m0(scale):
+    return scale.to(torch.float8_e8m0fnu).float()
+
+
+@POWER_OF_TWO_SCALE.wrong("That is a power of e, by log and exp: log2 and 2.0 ** are those of 2.")
+def power_of_e(scale):
+    return scale.double().log().ceil().exp().float()
+
+
+@POWER_OF_TWO_SCALE.wrong("That is the square of the exponent, n ** 2: 2 to that power is asked for, 2.0 ** n.")
+def square(scale):
+    return scale.double().log2().ceil().square().float()
+
+
+@POWER_OF_TWO_SCALE.wrong("trunc rounds towards 0: a scale above 1 is rounded down with you. ceil always rounds up.")
+def cut_towards_zero(scale):
+    return scale.double().log2().trunc().exp2().float()
+
+
+@POWER_OF_TWO_SCALE.wrong("All scales get one power, that of the largest: each scale has its own.")
+def one_power(scale):
+    return torch.full_like(scale, scale.nan_to_num(0.0).max().double().log2().ceil().exp2().item())
+
+
 # 10.4 ----------------------------------------------------------------------------------------------------------------
 
 QUANTIZE_TILES = Exercise(
@@ -423,7 +573,7 @@ QUANTIZE_TILES = Exercise(
         {"B": 3, "T": 1, "K": 130, "scales": "powers of 2", "holds": "a NaN"},
         {"B": 1, "T": 4, "K": 257, "scales": "any", "holds": "tiny numbers"},
         {"B": 2, "T": 2, "K": 50, "scales": "any"},
-        {"B": 1, "T": 2, "K": 128, "scales": "any", "holds": "zeros alone"},
+        {"B": 1, "T": 2, "K": 128, "scales": "powers of 2", "holds": "zeros alone"},
     ],
     dtypes=(torch.float32, torch.bfloat16),
     hints=[
@@ -682,6 +832,79 @@ def swapped(x, power_of_2=False):
     return reference.quantize_tiles(x, power_of_2)[::-1]
 
 
+@QUANTIZE_TILES.wrong("You divide the amax by 240, the largest of another E4M3: here it is 448.")
+def by_240(x, power_of_2=False):
+    return with_tiles(lambda tiles, p: scale_by(tiles.abs().amax(-1), p, 240.0))(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("A tile of zeros has the scale 1 with you: the smallest is asked for, 2.0**-126 (clamp_min).")
+def one_for_zeros(x, power_of_2=False):
+    def scale(tiles, p):
+        amax = tiles.abs().amax(-1)
+        return torch.where(amax == 0, 1.0, scale_by(amax, p))
+
+    return with_tiles(scale)(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "The scale is clamped AFTER the rounding up to a power of 2, which no scale of 0 outlives: clamp first, then round up."
+)
+def clamped_afterwards(x, power_of_2=False):
+    def scale(tiles, p):
+        scale = tiles.abs().amax(-1) / 448
+        return (reference.power_of_two_scale(scale) if p else scale).clamp_min(SMALLEST)
+
+    return with_tiles(scale)(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong(
+    "1e-12 is added to every scale, so the largest number no longer becomes 448: clamp from below instead."
+)
+def little_added(x, power_of_2=False):
+    def scale(tiles, p):
+        scale = tiles.abs().amax(-1) / 448 + 1e-12
+        return reference.power_of_two_scale(scale) if p else scale
+
+    return with_tiles(scale)(x, power_of_2)
+
+
+@QUANTIZE_TILES.wrong("128 - K % 128 zeros are a whole tile too many where 128 divides K: -K % 128 is 0 there.")
+def a_tile_too_many(x, power_of_2=False):
+    K = x.shape[-1]
+    codes, scale = reference.quantize_tiles(F.pad(x, (0, 128 - K % 128)), power_of_2)
+    return codes[..., :K], scale
+
+
+@QUANTIZE_TILES.wrong(
+    "The zeros are put in FRONT of each row, so all tiles are shifted: F.pad(x, (0, n)) appends them."
+)
+def padded_in_front(x, power_of_2=False):
+    K = x.shape[-1]
+    codes, scale = reference.quantize_tiles(F.pad(x, (-K % 128, 0)), power_of_2)
+    return codes[..., codes.shape[-1] - K :], scale
+
+
+@QUANTIZE_TILES.wrong("K is no multiple of 128 in all cases: append zeros before you cut the axis into tiles.")
+def not_padded(x, power_of_2=False):
+    tiles = x.float().unflatten(-1, (-1, 128))
+    scale = scale_by(tiles.abs().amax(-1), power_of_2)
+    return coded(x, tiles, scale), scale
+
+
+@QUANTIZE_TILES.wrong("The tiles run on from one row into the next: cut the last axis alone, each row by itself.")
+def tiles_of_memory(x, power_of_2=False):
+    codes, scale = reference.quantize_tiles(x.flatten(), power_of_2)
+    return codes.view(x.shape), scale
+
+
+@QUANTIZE_TILES.wrong(
+    "x has [M, K] in yours: any number of axes may stand before K, so work on the last one, x.shape[-1]."
+)
+def of_two_axes(x, power_of_2=False):
+    M, K = x.shape
+    return reference.quantize_tiles(x.reshape(M, K), power_of_2)
+
+
 # 10.5 ----------------------------------------------------------------------------------------------------------------
 
 QUANTIZE_BLOCKS = Exercise(
@@ -696,6 +919,8 @@ QUANTIZE_BLOCKS = Exercise(
         {"N": 5, "K": 7, "scales": "any"},
         {"N": 130, "K": 136, "scales": "any", "holds": "a block of zeros"},
         {"N": 20, "K": 260, "scales": "powers of 2", "holds": "a NaN"},
+        {"N": 140, "K": 20, "scales": "any", "holds": "tiny numbers"},
+        {"N": 9, "K": 130, "scales": "powers of 2", "holds": "zeros alone"},
     ],
     hints=[
         "Exercise 4 made one axis into two, [K] into [tiles, 128]. Do it with both axes: over which of the four is the amax?",
@@ -713,6 +938,10 @@ def _(r, N, K, scales, holds=""):
         w[:128, 128:] = 0
     if holds == "a NaN":
         w[3, 200] = NAN
+    if holds == "tiny numbers":
+        w = w * 2.0**-20
+    if holds == "zeros alone":
+        w[:] = 0
     return w, scales == "powers of 2"
 
 
@@ -880,3 +1109,91 @@ def four_axes(w, power_of_2=False):
 def left_in_float32(w, power_of_2=False):
     codes, scale = reference.quantize_blocks(w, power_of_2)
     return codes.float(), scale
+
+
+@QUANTIZE_BLOCKS.wrong("The two results are swapped: first the E4M3 numbers, then the scales.")
+def results_swapped(w, power_of_2=False):
+    return reference.quantize_blocks(w, power_of_2)[::-1]
+
+
+@QUANTIZE_BLOCKS.wrong("Your scales are always powers of 2: round them up only where power_of_2 is True.")
+def power_always(w, power_of_2=False):
+    return reference.quantize_blocks(w, True)
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "The numbers are divided by one scale, and another is returned: round up to a power of 2 BEFORE dividing."
+)
+def power_after_dividing(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, False)
+    return codes, reference.power_of_two_scale(scale) if power_of_2 else scale
+
+
+@QUANTIZE_BLOCKS.wrong("You return the amax itself: the scale is amax / 448.")
+def amax_itself(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes, scale * 448
+
+
+@QUANTIZE_BLOCKS.wrong("You divide the amax by 480: that code is NaN. The largest number of E4M3 is 448.")
+def blocks_by_480(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).abs().amax((1, 3), keepdim=True), power_of_2, 480.0)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("You multiply by the scale: divide by it, so that the largest number of each block becomes 448.")
+def blocks_multiplied(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).abs().amax((1, 3), keepdim=True), power_of_2)
+    return blocks_by(w, 1 / scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "squeeze() drops every axis of length 1, also the one that counts blocks: take scale[:, 0, :, 0], or squeeze((1, 3))."
+)
+def all_squeezed(w, power_of_2=False):
+    codes, scale = reference.quantize_blocks(w, power_of_2)
+    return codes, scale.squeeze()
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "The blocks were permuted, and reshaped as they lay: permute back, to [N/128, 128, K/128, 128], before reshaping."
+)
+def not_permuted_back(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).abs().amax((1, 3), keepdim=True), power_of_2)
+    codes = reference.round_to_e4m3(as_blocks(w) / scale).permute(0, 2, 1, 3)
+    a, b = codes.shape[:2]
+    return codes.reshape(128 * a, 128 * b)[: w.shape[0], : w.shape[1]].to(torch.float8_e4m3fn), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("You clamp the amax to 1e-4: weights may be smaller, so clamp the SCALE, to 2.0**-126.")
+def blocks_clamped_to_1e_4(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).abs().amax((1, 3), keepdim=True).clamp_min(1e-4), power_of_2)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("Your smallest scale is 1e-12: it is to be 2.0**-126, as in exercise 4.")
+def blocks_clamped_to_1e_12(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).abs().amax((1, 3), keepdim=True), power_of_2).clamp_min(1e-12)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("The NaN is left out of the amax, so no scale shows it: let amax give NaN for its block.")
+def nan_left_out_of_the_block(w, power_of_2=False):
+    scale = scale_by(as_blocks(w).abs().nan_to_num(0.0).amax((1, 3), keepdim=True), power_of_2)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong(
+    "N // 128 and K // 128 leave the blocks at the edges out: pad first, then cut into n = ceil(N/128) times 128."
+)
+def blocks_not_padded(w, power_of_2=False):
+    N, K = w.shape
+    blocks = w.reshape(N // 128, 128, K // 128, 128)
+    scale = scale_by(blocks.abs().amax((1, 3), keepdim=True), power_of_2)
+    return blocks_by(w, scale), scale[:, 0, :, 0]
+
+
+@QUANTIZE_BLOCKS.wrong("Each 128 rows have the scales of their first row's tiles: the amax runs over the 128 rows too.")
+def scales_of_the_first_row(w, power_of_2=False):
+    codes, scale = reference.quantize_tiles(w, power_of_2)
+    return codes, scale[::128]
