@@ -72,6 +72,15 @@ def test_an_error_for_batches_is_not_put_down_to_the_first_sequence():
     assert why("00.4", one_row).startswith("It is right for batch 1 only: shapes that do not fit")
 
 
+def test_an_error_that_a_known_wrong_answer_raises_too_is_told_as_a_guess():
+    def columns_apart(x, cos, sin):  # the angles along the heads, as known; and the columns in another order
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.cat((even * cos - odd * sin, even * sin + odd * cos), -1)
+
+    assert why("01.2", columns_apart).startswith("Perhaps this: The angles go along the heads")
+    assert why("01.2", lambda x, cos, sin: x.reshape(7, -1)) == ""
+
+
 def test_a_named_tuple_is_called_a_tuple():
     assert "the result is 3, expected a tuple of 2" in outcome("14.1", lambda cfg: 3).details
 

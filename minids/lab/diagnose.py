@@ -246,6 +246,7 @@ PATTERNS = [
     only_contiguous,
     nan,
     nearly,
+    mishaps.as_a_known_one,
 ]
 
 
