@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import minids
 from minids import accounting, triton_env
 from minids.lab import check, compiled, explore, fast, hint, machine, plots, predict, status
-from minids.lab.tiles import count, missing, tl, triton
+from minids.lab.tiles import count, instead, missing, tl, triton
 
 _ = torch.manual_seed(0)
 _ = torch.set_grad_enabled(False)  # the backward pass below is written by hand
@@ -412,7 +412,7 @@ if triton_env.installed():
 for pattern, words in MEANING.items() if facts else ():
     line = next((one.strip() for one in facts.ptx.splitlines() if re.search(pattern, one)), "…")
     print(f"{' '.join(line.split())[:44]:46}{words}")
-print(facts or "Triton is missing here: nothing is compiled; the solution's notebook has the lines")
+print(facts or instead())
 
 # %% [markdown]
 # 32 threads form a **warp**; `num_warps` says how many warps work on a block. A **register** holds 4 bytes of one thread, and a thread has at most 255. Your norm keeps a row of 8192 lanes in registers. With one warp, how many numbers is that for each thread? 256, too many: some of them **spill**, which means that they go back to memory.
@@ -428,7 +428,7 @@ if triton_env.installed():
         each = f"{8192 // (32 * number):3} numbers a thread, {found.registers:3} registers"
         print(f"{number:2} warps: {each}, {found.spills:4} bytes spilled")
 else:
-    print("Triton is missing here: nothing is compiled; the solution's notebook has the numbers")
+    print(instead())
 
 # %% [markdown]
 # So "the row stays in registers" is true from four warps on; with two, a little still spills. What of a row that is too long for any number of registers? A vocabulary, for example: 129,280 scores.
@@ -589,7 +589,7 @@ for name, (in_torch, kernel, args) in pairs.items():
         error = minids.numerics.relative_error(got, want)
         print(f"{name}: {m.bytes:,} bytes of at least {least:,}; error {error:.0e}")
 if missing():
-    print("no kernel runs here: torch alone; the solution's notebook has both")
+    print(f"torch alone: {instead()}")
 fig, axes = plots.figure(7, 3.4)
 plots.bars(axes, scores, form=".2f")
 axes.set(title="bytes moved / fewest possible: 1 is perfect")

@@ -29,7 +29,7 @@ from minids import accounting, triton_env
 from minids.fp8 import reference
 from minids.lab import check, compiled, explore, hint, machine, plots, predict, status
 from minids.lab.exercises import l11
-from minids.lab.tiles import count, missing, tl, triton
+from minids.lab.tiles import count, instead, missing, tl, triton
 from minids.numerics import relative_error
 
 if not missing():
@@ -459,6 +459,8 @@ for name in ("yours", "minids") if not missing() else ():
         print(f"    bytes loaded {m.loaded:,}, of them {m.distinct_loaded:,} for the first time")
 wide = 2 * sum(one.nbytes for one in (quantised[0], quantised[2]))
 print(f"x and w in bfloat16 have {wide:,} bytes")
+if missing():
+    print(f"their codes and scales {sum(one.nbytes for one in quantised):,}; {instead()}")
 
 # %% [markdown]
 # ## What the compiler makes of it
@@ -496,6 +498,8 @@ if not missing():
     found = dict(zip(cases, made, strict=True))
     reason = f"for an A100, sm_80: {str(refused).strip().splitlines()[-1]}"
     print(textwrap.fill(reason, 100, subsequent_indent="    "))
+else:
+    print(instead())
 
 # %% [markdown]
 # An A100 has no FP8: Triton names E4M3 `fp8e4nv`, and refuses. (From sm_89 on, RTX 40 and Hopper, it compiles.)
@@ -517,7 +521,7 @@ def seen_in(lines, pattern):
     return sum(bool(re.search(pattern, line)) for line in lines)
 
 
-print(missing() or f"{'':27}wgmma  FMA  registers  spilled  shared KiB  fit")
+print(instead() or f"{'':27}wgmma  FMA  registers  spilled  shared KiB  fit")
 for (name, block_m, block_n, warps), one in found.items():
     if isinstance(one, compiled.DoesNotCompile):
         print(f"{name}: {str(one)[-200:]}")
@@ -538,6 +542,8 @@ for (name, block_m, block_n, warps), one in found.items():
 # Now the loop itself. The tensor core works on its own while the program goes on; `wgmma.wait_group n` waits until at most $n$ groups of its orders are still open. 0 means: until all is done.
 
 # %%
+if missing():
+    print(instead())
 WORDS = {"wgmma.mma_async": "multiply", "wgmma.commit_group": "send", "wgmma.wait_group": "wait"}
 for name in ("plain", "yours"):
     one = found.get((name, 64, 128, 4))

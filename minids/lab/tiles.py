@@ -73,6 +73,11 @@ def missing():
     )
 
 
+def instead():
+    """What a cell says in place of a kernel's figures, where no kernel can run; "" where they run."""
+    return missing() and "no kernel runs here; the solution (linked at the end) shows this cell's figures"
+
+
 def is_kernel(answer):
     """Whether something is a function under @triton.jit, of whatever kind Triton makes of it here."""
     try:
