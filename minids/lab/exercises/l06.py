@@ -45,8 +45,8 @@ def sums(weights, latents, rank):
 
 
 @DECODE_BLOCK.wrong(
-    "No maximum is taken away before exp: e^89 is beyond float32, so large scores give inf, and inf/inf is NaN. Subtract "
-    "each head's largest score first."
+    "No maximum is taken away before exp (a minimum does not help): e^89 is beyond float32, so large scores give inf, and "
+    "inf/inf is NaN. Subtract each head's largest score first."
 )
 def no_max(q, latents, scale, rank):
     weights = scores_of(q, latents, scale).exp()
@@ -162,6 +162,61 @@ def over_heads(q, latents, scale, rank):
     return sums(scores.softmax(1), latents, rank), scores.logsumexp(-1)
 
 
+@DECODE_BLOCK.wrong(
+    "The maximum that comes back is that of the UNSCALED scores: scale them first, before the maximum is taken."
+)
+def max_unscaled(q, latents, scale, rank):
+    scores = scores_of(q, latents, 1.0)
+    top = scores.amax(-1, keepdim=True)
+    weights = ((scores - top) * scale).exp()
+    total = weights.sum(-1, keepdim=True)
+    return sums(weights / total, latents, rank), (top + total.log()).squeeze(-1)
+
+
+@DECODE_BLOCK.wrong("The logarithm is subtracted from the maximum: the two are added, max + log(sum of e^(s - max)).")
+def log_subtracted(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), 2 * scores.amax(-1) - scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong("The log-sum-exp is of the weights, after the softmax: it is of the scores, before it.")
+def lse_of_the_weights(q, latents, scale, rank):
+    weights = scores_of(q, latents, scale).softmax(-1)
+    return sums(weights, latents, rank), weights.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "Your second result is the log of the MEAN of e^score: of the sum, or parts of unequal length cannot be compared."
+)
+def log_of_the_mean(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1) - math.log(scores.shape[-1])
+
+
+@DECODE_BLOCK.wrong("You divide by the scale: it is a factor, 192^-0.5 and the like. Multiply by it.")
+def divided_by_the_scale(q, latents, scale, rank):
+    scores = scores_of(q, latents, 1 / scale)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "Large scores are cut off, so they all weigh the same: subtract each head's largest instead, which changes no weight."
+)
+def scores_cut_off(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale).clamp(max=80)
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1)
+
+
+@DECODE_BLOCK.wrong(
+    "A mask hides positions, as if the heads were queries one after the other: the new token sees every position."
+)
+def masked_by_heads(q, latents, scale, rank):
+    scores = scores_of(q, latents, scale)
+    H, n = scores.shape[-2:]
+    scores = scores.masked_fill(torch.ones(H, n).tril(n - H) == 0, -float("inf"))
+    return sums(scores.softmax(-1), latents, rank), scores.logsumexp(-1)
+
+
 # 06.2 ----------------------------------------------------------------------------------------------------------------
 
 MERGE_SPLITS = Exercise(
@@ -189,6 +244,7 @@ def _(r, N, B, H, C, loud, empty):
     outs, lses = r.normal(N, B, H, C), loud * r.normal(B, H) + r.normal(N, B, H)
     if empty:  # the last parts of the last sequence: nobody wrote them
         outs[-empty:, -1], lses[-empty:, -1] = float("nan"), -float("inf")
+        outs[-1, -1, :, 0] = float("inf")  # anything may lie there
     return outs, lses
 
 
@@ -318,6 +374,80 @@ def divided_by_parts(outs, lses):
     return weighed(lses.softmax(0), outs) / len(outs), lses.logsumexp(0)
 
 
+@MERGE_SPLITS.wrong(
+    "You put the zeros into outs itself, which belongs to the caller: outs.masked_fill(...) or torch.where gives a copy."
+)
+def cleaned_in_place(outs, lses):
+    outs[lses == -float("inf")] = 0
+    return (lses.softmax(0).unsqueeze(-1) * outs).sum(0), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "You replace NaN alone: nobody wrote an empty part's output, so infinity may lie there too, and 0 times that is NaN. "
+    "Ask lses which parts are empty, not outs."
+)
+def only_nan_replaced(outs, lses):
+    outs = torch.where(outs.isnan(), 0.0, outs)
+    return (lses.softmax(0).unsqueeze(-1) * outs).sum(0), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("The NaN is replaced too late, in the sum, which has lost the other parts by then: do it before.")
+def cleaned_at_the_end(outs, lses):
+    return (lses.softmax(0).unsqueeze(-1) * outs).sum(0).nan_to_num(), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "An empty part gets a weight: in the place of its -inf you put 0, and e^0 is 1. Leave lses as it is: e^-inf is 0."
+)
+def empty_weighs_one(outs, lses):
+    logs = lses.masked_fill(lses == -float("inf"), 0.0)
+    return (logs.softmax(0).unsqueeze(-1) * written(outs, lses)).sum(0), logs.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "A part that is empty in ONE sequence is left out for all of them: decide for each sequence and head, torch.where."
+)
+def empty_for_all(outs, lses):
+    there = (lses > -float("inf")).flatten(1).all(1)
+    return weighed(lses[there].softmax(0), outs[there]), lses[there].logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "You average the parts that are not empty as if all weighed the same: part i holds e^lse_i of the whole sum."
+)
+def mean_of_the_written(outs, lses):
+    return written(outs, lses).sum(0) / (lses > -float("inf")).sum(0).unsqueeze(-1), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("The sign is turned round: the weight is e^(lse_i - lse), so that a large lse_i weighs much.")
+def sign_turned(outs, lses):
+    weights = (lses.logsumexp(0) - lses).exp().masked_fill(lses == -float("inf"), 0.0)
+    return weighed(weights, outs), lses.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong("You merge two parts: there are N, and N may be 1.")
+def two_parts(outs, lses):
+    both = lses[[0, -1]]
+    return weighed(both.softmax(0), outs[[0, -1]]), both.logsumexp(0)
+
+
+@MERGE_SPLITS.wrong(
+    "Part by part, what was added before is not weighed again: where lse grows, the output so far shrinks by e^(old - new)."
+)
+def not_weighed_again(outs, lses):
+    out, lse = torch.zeros_like(outs[0]), torch.full_like(lses[0], -float("inf"))
+    for part, log in zip(outs, lses, strict=True):
+        lse = torch.logaddexp(lse, log)
+        out = out + weighed((log - lse).exp()[None], part[None])
+    return out, lse
+
+
+@MERGE_SPLITS.wrong("Only the heaviest part is taken: all parts count, each with weight e^(lse_i - lse).")
+def heaviest_alone(outs, lses):
+    best = lses.argmax(0)[None, ..., None].expand(1, *outs.shape[1:])
+    return outs.gather(0, best)[0], lses.logsumexp(0)
+
+
 # 06.3 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +488,10 @@ CHOOSE_SPLITS = Exercise(
         {"batch": 1, "heads": 8, "length": 67200, "sms": 132},
         {"batch": 2, "heads": 16, "length": 100, "sms": 24},
         {"batch": 50, "heads": 16, "length": 9000, "sms": 132},
+        {"batch": 33, "heads": 130, "length": 67700, "sms": 72},
+        {"batch": 33, "heads": 8, "length": 37496, "sms": 128},
+        {"batch": 100, "heads": 40, "length": 48, "sms": 108},
+        {"batch": 5, "heads": 70, "length": 488, "sms": 114},
     ],
     hints=[
         "Write the time of ONE number of parts as a function cost(parts), then let min(range(...), key=cost) try them all. "
@@ -378,7 +512,8 @@ def parts_of(batch, heads, length, sms):
 
 
 @CHOOSE_SPLITS.wrong(
-    "You round down: 133 programs on 132 processors take TWO waves, and 65 positions two blocks. Both divisions round up."
+    "You round down, or not at all: 133 programs on 132 processors take TWO waves, and 65 positions two blocks. Both "
+    "divisions round up."
 )
 def floor_instead_of_ceil(batch, heads, length, sms):
     return cheapest(*parts_of(batch, heads, length, sms), up=math.floor)
@@ -502,6 +637,131 @@ def extra_for_one(batch, heads, length, sms):
     return min(allowed, key=lambda n: ceil(programs * n / sms) * (ceil(blocks / n) + extra))
 
 
+def with_cost(cost, most=lambda blocks: max(1, min(blocks // 2, 128)), least=1):
+    """The answer that takes the n of least cost(programs, blocks, sms, heads, n), from `least` to most(blocks)."""
+
+    def answer(batch, heads, length, sms):
+        programs, blocks = batch * ceil(heads / 64), ceil(length / 64)
+        return min(range(least, most(blocks) + 1), key=lambda n: cost(programs, blocks, sms, heads, n))
+
+    return answer
+
+
+def with_extra(extra):
+    """The answer whose parts have extra(heads, n) beside their blocks, where there are several."""
+    return with_cost(
+        lambda programs, blocks, sms, heads, n: (
+            ceil(programs * n / sms) * (ceil(blocks / n) + (extra(heads, n) if n > 1 else 0))
+        )
+    )
+
+
+def cost_of(programs, blocks, sms, heads, n):
+    return ceil(programs * n / sms) * (ceil(blocks / n) + (extra_of(heads) if n > 1 else 0))
+
+
+@CHOOSE_SPLITS.wrong(
+    "`extra` grows with all heads: a head block has 64 at most, so it is 1 + min(heads, 64) / 14, for 128 heads too."
+)
+def extra_not_capped(batch, heads, length, sms):
+    return with_extra(lambda heads, n: 1 + heads / 14)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("`extra` is that of 64 heads always: with fewer it is less, 1 + min(heads, 64) / 14.")
+def extra_of_64(batch, heads, length, sms):
+    return with_extra(lambda heads, n: 1 + 64 / 14)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("`extra` lacks its 1, or the 1 is divided too: it is 1 + (min(heads, 64) / 14).")
+def extra_without_1(batch, heads, length, sms):
+    return with_extra(lambda heads, n: min(heads, 64) / 14)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("`extra` is the 1 alone: each head of a head block adds a 14th, min(heads, 64) / 14.")
+def extra_of_1(batch, heads, length, sms):
+    return with_extra(lambda heads, n: 1)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("`extra` is rounded: min(heads, 64) / 14 is no whole number, so divide by / and not by //.")
+def extra_rounded(batch, heads, length, sms):
+    return with_extra(lambda heads, n: 1 + min(heads, 64) // 14)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong(
+    "`extra` is charged for all parts in each: the parts of a wave run side by side, so it counts once."
+)
+def extra_times_parts(batch, heads, length, sms):
+    return with_extra(lambda heads, n: n * extra_of(heads))(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("The number of SMs is written into the answer: it is the argument sms, and not always 132.")
+def always_132(batch, heads, length, sms):
+    return choose_splits(batch, heads, length, 132)
+
+
+@CHOOSE_SPLITS.wrong(
+    "Heads of several sequences share a program in your count: a program has ONE sequence, so programs are "
+    "batch * ceil(heads / 64), rounded up before the product."
+)
+def heads_together(batch, heads, length, sms):
+    return cheapest(ceil(batch * heads / 64), ceil(length / 64), sms, extra_of(heads))
+
+
+@CHOOSE_SPLITS.wrong("Programs are not rounded: 100 heads take two of them, as 128 do. batch * ceil(heads / 64).")
+def heads_not_rounded(batch, heads, length, sms):
+    return cheapest(batch * heads / 64, ceil(length / 64), sms, extra_of(heads))
+
+
+@CHOOSE_SPLITS.wrong(
+    "Nothing is left to choose from where the sequence is short: up to 127 positions blocks // 2 is 0, or 1. One part is "
+    "always allowed: max(1, ...)."
+)
+def none_allowed(batch, heads, length, sms):
+    return with_cost(cost_of, lambda blocks: min(blocks // 2, 128))(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("One part is not tried: N = 1 is always allowed, and often the cheapest.")
+def from_two_on(batch, heads, length, sms):
+    return with_cost(cost_of, lambda blocks: max(2, min(blocks // 2, 128)), least=2)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("The largest number that is allowed is not tried: range(1, most) ends before it, so most + 1.")
+def end_left_out(batch, heads, length, sms):
+    return with_cost(cost_of, lambda blocks: max(1, min(blocks // 2, 128) - 1))(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("blocks / 2 is rounded up: 5 row blocks allow two parts of two at least, not three. blocks // 2.")
+def half_rounded_up(batch, heads, length, sms):
+    return with_cost(cost_of, lambda blocks: max(1, min(ceil(blocks / 2), 128)))(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("You try powers of 2 alone: any number up to the most that is allowed may be the cheapest.")
+def powers_of_two_alone(batch, heads, length, sms):
+    programs, blocks = batch * ceil(heads / 64), ceil(length / 64)
+    allowed = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= max(1, blocks // 2)]
+    return min(allowed, key=lambda n: cost_of(programs, blocks, sms, heads, n))
+
+
+@CHOOSE_SPLITS.wrong(
+    "You stop at the first number that costs more than the one before it: the cost is a staircase, and may fall again. Try "
+    "all of them."
+)
+def first_rise(batch, heads, length, sms):
+    programs, blocks, n = batch * ceil(heads / 64), ceil(length / 64), 1
+    costs = [cost_of(programs, blocks, sms, heads, parts) for parts in range(1, max(1, min(blocks // 2, 128)) + 1)]
+    while n < len(costs) and costs[n] <= costs[n - 1]:
+        n += 1
+    return n
+
+
+@CHOOSE_SPLITS.wrong(
+    "You give the least COST: the number of parts that has it is asked for, min(range(...), key=cost)."
+)
+def the_cost_itself(batch, heads, length, sms):
+    programs, blocks = batch * ceil(heads / 64), ceil(length / 64)
+    return min(cost_of(programs, blocks, sms, heads, n) for n in range(1, max(1, min(blocks // 2, 128)) + 1))
+
+
 # 06.4 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -540,9 +800,10 @@ def with_room(latents):
     return room.as_strided(latents.shape, latents.stride()).copy_(latents)
 
 
-def launch_decode_block(kernel, q, latents, scale, rank, block_h=16, block_n=16, **options):
+def launch_decode_block(kernel, q, latents, scale, rank, block_h=None, block_n=None, **options):
     """(out [B,H,C], lse [B,H]) in float32 of one launch; `options` go to the compiler: num_warps, num_stages."""
     q, latents, (B, H, width) = q.contiguous(), with_room(latents), q.shape
+    block_h, block_n = block_h or (32 if B == 2 else 16), block_n or (32 if B == 3 else 16)  # no kernel may know them
     out, lse = torch.empty(B, H, rank, device=q.device), torch.empty(B, H, device=q.device)
     rows, strides = latents.shape[1], latents.stride()[:2]
     kernel[(triton.cdiv(H, block_h), B)](
@@ -577,6 +838,7 @@ DECODE_BLOCK_KERNEL = Exercise(
         {"B": 2, "H": 5, "n": 33, "C": 16, "R": 16, "loud": 1},
         {"B": 3, "H": 20, "n": 40, "C": 32, "R": 16, "loud": 1},
         {"B": 1, "H": 3, "n": 39, "C": 16, "R": 32, "loud": 136},
+        {"B": 1, "H": 2, "n": 48, "C": 16, "R": 16, "loud": 0.1},
     ],
     hints=[
         "For each head keep three things from block to block: the largest score so far, the sum of weights, and the weighted "
@@ -593,6 +855,8 @@ def _(r, B, H, n, C, R, loud):
     q, latents = r.normal(B, H, C + R), r.normal(B, n, C + R)
     if loud > 100:  # all scores of the first head are far below 0
         q[:, 0, 0], latents[..., 0] = -15, 2
+    if loud < 1:  # sums of latents that 16 bits do not hold
+        q[..., 1], latents[..., 1] = 0, 3000
     return q, latents, loud * (C + R) ** -0.5, C
 
 
@@ -733,4 +997,116 @@ DECODE_BLOCK_KERNEL.slip(
     "base_two_kernel",
     "The logarithm of the total is of base 2: the merge takes e to it, so use tl.log.",
     ("tl.log(total)", "tl.log2(total)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "last_block_left",
+    "The last block is left out where it is not full: range(0, n, BLOCK_N) reaches it, and the mask does the rest.",
+    ("range(0, n, BLOCK_N)", "range(0, n - BLOCK_N + 1, BLOCK_N)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "steps_of_16",
+    "The loop goes in steps of a number of its own: BLOCK_N is an argument, 16 in some launches of this check, 32 in others.",
+    ("range(0, n, BLOCK_N)", "range(0, n, 16)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "half_sums",
+    "The weighted sum is kept in 16 bits, which end at 65504: keep it in float32, as tl.dot gives it.",
+    (
+        "acc * shrink[:, None] + tl.dot(p.to(c_kv.dtype), c_kv)",
+        "(acc * shrink[:, None] + tl.dot(p.to(c_kv.dtype), c_kv)).to(c_kv.dtype)",
+    ),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "max_not_kept",
+    "The new maximum is not kept for the next block: m = the new one, after both sums have shrunk.",
+    ("m = top", "m = m"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "grows_instead",
+    "The factor is upside down: where the maximum grows the sums shrink, by e^(old - new).",
+    ("tl.exp(m - top)", "tl.exp(top - m)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "shrunk_too_much",
+    "What this block adds is shrunk too: its weights are relative to the new maximum already. Shrink the old sum, then add.",
+    (
+        "acc * shrink[:, None] + tl.dot(p.to(c_kv.dtype), c_kv)",
+        "(acc + tl.dot(p.to(c_kv.dtype), c_kv)) * shrink[:, None]",
+    ),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "sum_over_heads",
+    "The weights are summed over the heads: axis 1 of [BLOCK_H, BLOCK_N] are the positions, tl.sum(p, 1).",
+    ("tl.sum(p, 1)", "tl.sum(p, 0)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "max_over_heads",
+    "The maximum is over the heads: axis 1 of [BLOCK_H, BLOCK_N] are the positions, tl.max(scores, 1).",
+    ("tl.max(scores, 1)", "tl.max(scores, 0)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "one_max_for_all_kernel",
+    "One maximum is taken of all heads: a head far below it has no weights left, and 0/0 is NaN. tl.max(scores, 1).",
+    ("tl.max(scores, 1)", "tl.max(tl.max(scores, 1), 0)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "rope_unscaled_kernel",
+    "Only the latent's part of the scores is scaled: add both products first, then multiply by the scale.",
+    (
+        "tl.dot(q_c, tl.trans(c_kv)) + tl.dot(q_r, tl.trans(k_rope))",
+        "tl.dot(q_c, tl.trans(c_kv)) + tl.dot(q_r, tl.trans(k_rope)) / scale",
+    ),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "powers_of_two_kernel",
+    "You take powers of 2: tl.exp is asked for, or tl.exp2 of scores that log2(e) has been multiplied into.",
+    ("tl.exp(", "tl.exp2("),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "divided_in_the_loop",
+    "The sum is divided in every round: what is added later has another denominator. Divide once, after the loop.",
+    ("m = top", "m = top\nacc = acc / total[:, None]"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "rope_key_from_the_start",
+    "The rope key is read from the row's beginning: it lies behind the latent, C numbers later.",
+    ("at + C + r", "at + r"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "rope_key_after_r",
+    "The rope key is read R numbers after the row's beginning: it lies behind the latent, C numbers later.",
+    ("at + C + r", "at + R + r"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "one_round",
+    "Only the first block is attended to: the loop goes on to n, range(0, n, BLOCK_N).",
+    ("range(0, n, BLOCK_N)", "range(0, BLOCK_N, BLOCK_N)"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "scaled_by_the_row_kernel",
+    "You compute a scale of your own: it is an argument, for the scores stand for keys of another width.",
+    ("scores * scale", "scores / tl.sqrt(1.0 * (C + R))"),
+)
+
+DECODE_BLOCK_KERNEL.slip(
+    "not_transposed",
+    "The cached block is multiplied as it lies, [BLOCK_N, C]: as a key it must be turned, tl.trans(c_kv), [C, BLOCK_N].",
+    ("tl.trans(c_kv)", "c_kv"),
+    ("tl.trans(k_rope)", "k_rope"),
 )
