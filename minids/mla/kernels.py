@@ -16,6 +16,8 @@ parts; a part leaves its result, normalised, and its log-sum-exp, and `merge_ker
 
 On tensor cores the first side of a product (M) comes in 64 rows (wgmma, Hopper). 64 heads fill it. With 16 or 32 heads
 `SWAP` turns both products round, so that the 64 positions, then the C numbers, are M and the heads are N.
+Two warpgroups share the columns of a product. Of one whose result goes on into another, though, Triton gives each all
+of them (to keep a row's maximum within a warp): twice the work. Adding scaled parts, and a branch, break that chain.
 
 Not here: pages. minids keeps a sequence's latents in one contiguous piece, [S,C+R]; a server that shares memory among
 sequences of unknown length keeps pages of 64 positions, and would add a table of their addresses to `decode_kernel`.
@@ -56,7 +58,7 @@ def decode_kernel(
     length = tl.minimum(tl.load(lengths + batch), S).to(tl.int32)
     part = tl.cdiv(tl.cdiv(length, splits), BLOCK_N) * BLOCK_N
     begin, end = split * part, tl.minimum((split + 1) * part, length)
-    seen = length - (rows - 1 - row) // heads  # causal: the last token sees `length` positions, the one before 1 less
+    seen_by_all = length - (rows - 1) // heads  # causal: the last token sees `length` positions, the one before 1 less
 
     asked = ((row < rows) & (begin < end))[:, None]
     q_row = q + (batch * rows + row[:, None]) * (C + R)
@@ -69,20 +71,20 @@ def decode_kernel(
     acc = tl.zeros((BLOCK_C, BLOCK_H) if SWAP else (BLOCK_H, BLOCK_C), tl.float32)
     latents += batch * stride_b
     for start in range(begin, end, BLOCK_N):
-        at = start + n
-        kv_row, there = latents + at[:, None] * (C + R), (at < end)[:, None]
-        c_kv = tl.load(kv_row + c[None, :], mask=there & (c < C)[None, :], other=0.0)
-        k_rope = tl.load(kv_row + C + r[None, :], mask=there & (r < R)[None, :], other=0.0)
+        kv, there = latents + start * (C + R), (n < end - start)[:, None]
+        c_kv = tl.load(kv + (n[:, None] * (C + R) + c[None, :]), mask=there & (c < C)[None, :], other=0.0)
+        k_rope = tl.load(kv + (n[:, None] * (C + R) + (C + r)[None, :]), mask=there & (r < R)[None, :], other=0.0)
         if WIDE:
             c_kv, k_rope = c_kv.to(tl.float32), k_rope.to(tl.float32)
-        if SWAP:
-            scores = add_product(k_rope, tl.trans(q_r), add_product(c_kv, tl.trans(q_c), None))
-            scores = tl.where(at[:, None] < seen[None, :], scores, float("-inf"))
+        if SWAP:  # scaled and then added: a sum as it is would be one product going on into the other (see above)
+            scores = add_product(c_kv, tl.trans(q_c), None) * scale + add_product(k_rope, tl.trans(q_r), None) * scale
         else:
-            scores = add_product(q_r, tl.trans(k_rope), add_product(q_c, tl.trans(c_kv), None))
-            scores = tl.where(at[None, :] < seen[:, None], scores, float("-inf"))
-        m_new = tl.maximum(m, tl.max(scores, AXIS) * scale)
-        p = tl.exp2(scores * scale - tl.expand_dims(m_new, AXIS))
+            scores = add_product(q_c, tl.trans(c_kv), None) * scale + add_product(q_r, tl.trans(k_rope), None) * scale
+        if start + BLOCK_N > seen_by_all:
+            seen = length - (rows - 1 - row) // heads
+            scores = tl.where(tl.expand_dims(start + n, 1 - AXIS) < tl.expand_dims(seen, AXIS), scores, float("-inf"))
+        m_new = tl.maximum(m, tl.max(scores, AXIS))
+        p = tl.exp2(scores - tl.expand_dims(m_new, AXIS))
         shrink = tl.exp2(m - m_new)
         total = total * shrink + tl.sum(p, AXIS)
         acc *= tl.expand_dims(shrink, AXIS)
