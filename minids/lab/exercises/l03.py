@@ -147,6 +147,102 @@ def weight_not_transposed(x, w_kv_a, norm_weight, cos, sin, eps):
     return rms_norm(c_kv, norm_weight, eps), turn(k_rope, cos, sin)
 
 
+def by_halves(x, cos, sin):
+    """RoPE that pairs column i with column i + R/2 of x [B, T, H, R], as Llama's checkpoints do."""
+    a, b = x.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def left_apart(x, cos, sin):
+    """RoPE of pairs of neighbours, whose results are laid one behind the other instead of side by side."""
+    turned = apply_rope(x, cos, sin)
+    return torch.cat([turned[..., ::2], turned[..., 1::2]], -1)
+
+
+HALVES = (
+    "You pair column i with column i + R/2: here, as in RoPE's paper, pairs are NEIGHBOURS, (0, 1), (2, 3), … "
+    "layers.apply_rope does that."
+)
+APART = (
+    "The pairs are turned rightly, and put together wrongly: neighbours must be neighbours again, torch.stack([…], -1) and "
+    "flatten(-2), not torch.cat."
+)
+BACKWARDS = (
+    "The pairs are turned backwards: (a, b) becomes (a cos - b sin, a sin + b cos), with the plus in the second."
+)
+
+
+def latent_of(x, w_kv_a, norm_weight, eps):
+    return rms_norm(parts(x, w_kv_a, norm_weight)[0], norm_weight, eps)
+
+
+@COMPRESS_KV.wrong(HALVES)
+def key_by_halves(x, w_kv_a, norm_weight, cos, sin, eps):
+    k_rope = by_halves(parts(x, w_kv_a, norm_weight)[1].unsqueeze(-2), cos, sin)
+    return latent_of(x, w_kv_a, norm_weight, eps), k_rope.squeeze(-2)
+
+
+@COMPRESS_KV.wrong(APART)
+def key_left_apart(x, w_kv_a, norm_weight, cos, sin, eps):
+    k_rope = left_apart(parts(x, w_kv_a, norm_weight)[1].unsqueeze(-2), cos, sin)
+    return latent_of(x, w_kv_a, norm_weight, eps), k_rope.squeeze(-2)
+
+
+@COMPRESS_KV.wrong(BACKWARDS)
+def key_backwards(x, w_kv_a, norm_weight, cos, sin, eps):
+    return latent_of(x, w_kv_a, norm_weight, eps), turn(parts(x, w_kv_a, norm_weight)[1], cos, -sin)
+
+
+@COMPRESS_KV.wrong("cos and sin have changed places: apply_rope(x, cos, sin).")
+def tables_exchanged(x, w_kv_a, norm_weight, cos, sin, eps):
+    return latent_of(x, w_kv_a, norm_weight, eps), turn(parts(x, w_kv_a, norm_weight)[1], sin, cos)
+
+
+@COMPRESS_KV.wrong("The rope key is turned twice.")
+def turned_twice(x, w_kv_a, norm_weight, cos, sin, eps):
+    k_rope = turn(turn(parts(x, w_kv_a, norm_weight)[1], cos, sin), cos, sin)
+    return latent_of(x, w_kv_a, norm_weight, eps), k_rope
+
+
+@COMPRESS_KV.wrong("You subtract the mean: that is LayerNorm. RMSNorm divides by the root of the mean square alone.")
+def mean_subtracted(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(x, w_kv_a, norm_weight)
+    return F.layer_norm(c_kv, norm_weight.shape, norm_weight, None, eps), turn(k_rope, cos, sin)
+
+
+@COMPRESS_KV.wrong("eps is added to the root: it belongs under it, to the mean of the squares.")
+def eps_behind_the_root(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(x, w_kv_a, norm_weight)
+    rms = c_kv.square().mean(-1, keepdim=True).sqrt() + eps
+    return c_kv / rms * norm_weight, turn(k_rope, cos, sin)
+
+
+@COMPRESS_KV.wrong("The norm divides by the root of the SUM of the squares: it is their mean over the C columns.")
+def norm_by_the_sum(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(x, w_kv_a, norm_weight)
+    return c_kv * torch.rsqrt(c_kv.square().sum(-1, keepdim=True) + eps) * norm_weight, turn(k_rope, cos, sin)
+
+
+@COMPRESS_KV.wrong("The mean square runs over the positions: each position has its own, over its C columns, dim=-1.")
+def norm_over_positions(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(x, w_kv_a, norm_weight)
+    return c_kv * torch.rsqrt(c_kv.square().mean(1, keepdim=True) + eps) * norm_weight, turn(k_rope, cos, sin)
+
+
+@COMPRESS_KV.wrong(
+    "x is normalised, before the product: it is the latent, what the product gives, that goes through the norm."
+)
+def input_normalised(x, w_kv_a, norm_weight, cos, sin, eps):
+    c_kv, k_rope = parts(rms_norm(x, torch.ones_like(x[0, 0]), eps), w_kv_a, norm_weight)
+    return c_kv * norm_weight, turn(k_rope, cos, sin)
+
+
+@COMPRESS_KV.wrong("Both parts stand in one tensor: give two, the latent [B, T, C] and the rope key [B, T, R].")
+def in_one_tensor(x, w_kv_a, norm_weight, cos, sin, eps):
+    return torch.cat([latent_of(x, w_kv_a, norm_weight, eps), turn(parts(x, w_kv_a, norm_weight)[1], cos, sin)], -1)
+
+
 # 03.2 ------------------------------------------------------------------------------------------------------------
 
 SPLIT_HEADS_KV = Exercise(
@@ -216,6 +312,27 @@ def axes_swapped(kv, heads, nope):
 )
 def in_the_middle(kv, heads, nope):
     return kv.unflatten(-1, (heads, -1)).chunk(2, -1)
+
+
+@SPLIT_HEADS_KV.wrong(
+    "The value is the whole block of a head: its first `nope` columns are the key, only the rest is the value."
+)
+def key_in_the_value(kv, heads, nope):
+    kv = kv.unflatten(-1, (heads, -1))
+    return kv[..., :nope], kv
+
+
+@SPLIT_HEADS_KV.wrong(
+    "You take every second column: a head's key and value are not mixed, first come all of its key's."
+)
+def every_second(kv, heads, nope):
+    kv = kv.unflatten(-1, (heads, -1))
+    return kv[..., ::2], kv[..., 1::2]
+
+
+@SPLIT_HEADS_KV.wrong("Keys and values stand in one tensor: give two, [B, S, H, P] and [B, S, H, V].")
+def not_cut(kv, heads, nope):
+    return kv.unflatten(-1, (heads, -1))
 
 
 # 03.3 ------------------------------------------------------------------------------------------------------------
@@ -317,6 +434,85 @@ def heads_last(q, heads, nope, cos, sin):
 def along_the_heads(q, heads, nope, cos, sin):
     q_nope, q_rope = pieces(q, heads, nope)
     return q_nope, apply_rope(q_rope.transpose(1, 2), cos, sin).transpose(1, 2)
+
+
+@DECOUPLED_ROPE.wrong(HALVES)
+def query_by_halves(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return q_nope, by_halves(q_rope, cos, sin)
+
+
+@DECOUPLED_ROPE.wrong(APART)
+def query_left_apart(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return q_nope, left_apart(q_rope, cos, sin)
+
+
+@DECOUPLED_ROPE.wrong(BACKWARDS)
+def query_backwards(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return q_nope, apply_rope(q_rope, cos, -sin)
+
+
+@DECOUPLED_ROPE.wrong("cos and sin have changed places: apply_rope(x, cos, sin).")
+def query_tables_exchanged(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return q_nope, apply_rope(q_rope, sin, cos)
+
+
+@DECOUPLED_ROPE.wrong(
+    "A minus is missing: (a, b) becomes (a cos - b sin, a sin + b cos). With two plus signs it is no rotation."
+)
+def two_plus_signs(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    a, b = q_rope[..., ::2], q_rope[..., 1::2]
+    cos, sin = cos[:, None], sin[:, None]
+    return q_nope, torch.stack([a * cos + b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+@DECOUPLED_ROPE.wrong("All positions are turned by the angles of the first one: row t of the tables is for position t.")
+def all_as_the_first(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return q_nope, apply_rope(q_rope, cos[:1], sin[:1])
+
+
+@DECOUPLED_ROPE.wrong(
+    "A view as [B, H, T, …] cuts the numbers in the order of memory, positions and heads mixed: keep T where it is, "
+    "[B, T, H, P+R]."
+)
+def query_heads_before_positions(q, heads, nope, cos, sin):
+    q = q.reshape(q.shape[0], heads, q.shape[1], -1).transpose(1, 2)
+    return q[..., :nope], apply_rope(q[..., nope:], cos, sin)
+
+
+@DECOUPLED_ROPE.wrong(
+    "You cut each head in the middle: its nope part has `nope` columns, the rest is R wide, P and R differ."
+)
+def query_in_the_middle(q, heads, nope, cos, sin):
+    q_nope, q_rope = q.unflatten(-1, (heads, -1)).chunk(2, -1)
+    return q_nope, apply_rope(q_rope, cos, sin)
+
+
+@DECOUPLED_ROPE.wrong(
+    "The rope part is the last R columns of ALL of q, the last head's: each head has R of its own, at its own end."
+)
+def last_head_for_all(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return q_nope, apply_rope(q_rope[:, :, -1:], cos, sin).expand_as(q_rope)
+
+
+@DECOUPLED_ROPE.wrong(
+    "All columns are given to apply_rope at once, with one head: make the head axis first, then cut, then turn."
+)
+def turned_before_the_heads(q, heads, nope, cos, sin):
+    q = apply_rope(q[:, :, None], cos, sin)[:, :, 0].unflatten(-1, (heads, -1))
+    return q[..., :nope], q[..., nope:]
+
+
+@DECOUPLED_ROPE.wrong("Both parts stand in one tensor: give two, [B, T, H, P] and [B, T, H, R].")
+def parts_in_one_tensor(q, heads, nope, cos, sin):
+    q_nope, q_rope = pieces(q, heads, nope)
+    return torch.cat([q_nope, apply_rope(q_rope, cos, sin)], -1)
 
 
 # 03.4 ------------------------------------------------------------------------------------------------------------
@@ -500,6 +696,101 @@ def kv_b_stacked(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
     return mix((nope + rope) * scale, v)
 
 
+@ATTEND_EXPANDED.wrong("The mask is off by one: each query sees the NEXT position too: tril(S - T), without the + 1.")
+def sees_the_next(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    T, S = nope.shape[-2:]
+    return mix((nope + rope) * scale, v, torch.ones(T, S, dtype=torch.bool).tril(S - T + 1))
+
+
+@ATTEND_EXPANDED.wrong(
+    "The mask is off by one: a query does not see its OWN position, and the first may see nothing, which is NaN: tril(S - T)."
+)
+def sees_not_itself(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    T, S = nope.shape[-2:]
+    return mix((nope + rope) * scale, v, torch.ones(T, S, dtype=torch.bool).tril(S - T - 1))
+
+
+@ATTEND_EXPANDED.wrong(
+    "The mask comes after the softmax: the weights that are left no longer sum to 1. Hide the scores, before it."
+)
+def masked_too_late(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    weights = ((nope + rope) * scale).softmax(-1) * reference.visible(*nope.shape[-2:])
+    return torch.einsum("bhts,bshv->bthv", weights, v)
+
+
+@ATTEND_EXPANDED.wrong(
+    "You multiply by -inf: where the mask is 0 that is 0 times infinity, NaN. Overwrite the hidden scores instead: "
+    "masked_fill."
+)
+def zero_times_infinity(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    hidden = (~reference.visible(*nope.shape[-2:])).to(nope) * -float("inf")
+    return torch.einsum("bhts,bshv->bthv", ((nope + rope) * scale + hidden).softmax(-1), v)
+
+
+@ATTEND_EXPANDED.wrong(
+    "The mask is added as ones and zeros: that hides nothing. Give scaled_dot_product_attention a BOOLEAN mask, or add -inf."
+)
+def mask_added(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    scores = (nope + rope) * scale + reference.visible(*nope.shape[-2:]).to(nope)
+    return torch.einsum("bhts,bshv->bthv", scores.softmax(-1), v)
+
+
+@ATTEND_EXPANDED.wrong("You divide by the scale: it is a factor, (P+R)^-0.5 and the like. Multiply by it.")
+def divided_by_the_scale(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    return mix((nope + rope) / scale, v)
+
+
+@ATTEND_EXPANDED.wrong("The scores are scaled twice, once with the queries perhaps: once is enough.")
+def scaled_twice(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    return mix((nope + rope) * scale**2, v)
+
+
+@ATTEND_EXPANDED.wrong("You take the root of the scale: it is (P+R)^-0.5 already, so multiply by it as it is.")
+def root_of_the_scale(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    return mix((nope + rope) * scale**0.5, v)
+
+
+@ATTEND_EXPANDED.wrong(
+    "The softmax runs over the heads: each head has weights of its own that sum to 1 over the positions (the last dimension)."
+)
+def over_the_heads(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    scores = ((nope + rope) * scale).masked_fill(~reference.visible(*nope.shape[-2:]), -1e30)
+    return torch.einsum("bhts,bshv->bthv", scores.softmax(1), v)
+
+
+@ATTEND_EXPANDED.wrong("There is no softmax: the scores become weights, positive and with the sum 1, by it.")
+def softmax_missing(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    return torch.einsum("bhts,bshv->bthv", (nope + rope) * scale * reference.visible(*nope.shape[-2:]), v)
+
+
+@ATTEND_EXPANDED.wrong(
+    "The heads are brought behind the positions by a view or reshape, which only relabels the numbers: transpose(1, 2)."
+)
+def relabelled(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    out = reference.attend_expanded(q_nope, q_rope, c_kv, k_rope, kv_b, scale)
+    return out.transpose(1, 2).reshape(out.shape)
+
+
+@ATTEND_EXPANDED.wrong(
+    "kv_b is turned round by a view or reshape, which only relabels its numbers: it is [H, P+V, C], so use F.linear, or .mT."
+)
+def weights_relabelled(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    H, rows, C = kv_b.shape
+    kv_b = kv_b.reshape(C, H * rows).T.unflatten(0, (H, rows))
+    nope, rope, v = scores_of(q_nope, q_rope, c_kv, k_rope, kv_b)
+    return mix((nope + rope) * scale, v)
+
+
 # 03.5 ------------------------------------------------------------------------------------------------------------
 
 
@@ -579,3 +870,44 @@ def all_layers(cfg):
 )
 def with_nope(cfg):
     return cfg.kv_lora_rank + cfg.qk_head_dim
+
+
+@LATENT_CACHE_ELEMENTS.wrong(
+    "You count a latent for each head, and one rope key: there is one latent too, whatever the number of heads."
+)
+def latents_of_all_heads(cfg):
+    return cfg.num_attention_heads * cfg.kv_lora_rank + cfg.qk_rope_head_dim
+
+
+@LATENT_CACHE_ELEMENTS.wrong("You add the values: they are made of the latent when needed, never cached.")
+def with_values(cfg):
+    return cfg.kv_lora_rank + cfg.qk_rope_head_dim + cfg.v_head_dim
+
+
+@LATENT_CACHE_ELEMENTS.wrong(
+    "You count the rope key twice: its R columns are cached once, turned already, and cos and sin are in no cache."
+)
+def rope_key_twice(cfg):
+    return cfg.kv_lora_rank + 2 * cfg.qk_rope_head_dim
+
+
+@LATENT_CACHE_ELEMENTS.wrong("Half of the rope key is missing: R/2 is the number of its angles, the key has R columns.")
+def half_a_rope_key(cfg):
+    return cfg.kv_lora_rank + cfg.qk_rope_head_dim // 2
+
+
+@LATENT_CACHE_ELEMENTS.wrong("That is one head's key, P + R: what is cached is the latent, C, and the rope key.")
+def key_of_a_head(cfg):
+    return cfg.qk_head_dim
+
+
+@LATENT_CACHE_ELEMENTS.wrong(
+    "That is the cache of MHA, a key and a value for each head: MLA caches the latent instead."
+)
+def cache_of_mha(cfg):
+    return 2 * cfg.hidden_size
+
+
+@LATENT_CACHE_ELEMENTS.wrong("The two widths are multiplied: latent and rope key lie side by side, so add them.")
+def multiplied(cfg):
+    return cfg.kv_lora_rank * cfg.qk_rope_head_dim
