@@ -105,6 +105,42 @@ def heads_first(q_nope, kv_b):
     return torch.einsum("bthp,hpc->bhtc", q_nope, w_uk(q_nope, kv_b))
 
 
+@ABSORB_QUERY.wrong(
+    "A view or reshape as [C, P] only relabels the numbers of W_UK: to turn it round, take .mT, or sum over p in the einsum."
+)
+def relabelled(q_nope, kv_b):
+    matrix = w_uk(q_nope, kv_b)
+    return torch.einsum("bthp,hcp->bthc", q_nope, matrix.reshape(len(matrix), -1, matrix.shape[1]))
+
+
+@ABSORB_QUERY.wrong(
+    "A view as [H, B·T, P] cuts the numbers in the order of memory, heads and positions mixed: permute(2, 0, 1, 3) first."
+)
+def heads_by_view(q_nope, kv_b):
+    B, T, H, P = q_nope.shape
+    return torch.bmm(q_nope.reshape(H, B * T, P), w_uk(q_nope, kv_b)).reshape(B, T, H, -1)
+
+
+@ABSORB_QUERY.wrong(
+    "A plain @ takes the last two dimensions, [H, P], for a matrix, and pairs the POSITIONS with the heads of kv_b: let h "
+    "be a letter of an einsum, or transpose(1, 2) before and after."
+)
+def positions_for_heads(q_nope, kv_b):
+    return q_nope @ w_uk(q_nope, kv_b)
+
+
+@ABSORB_QUERY.wrong("All queries meet the MEAN of the heads' matrices: each head has one of its own, kv_b[h].")
+def mean_matrix(q_nope, kv_b):
+    return torch.einsum("bthp,pc->bthc", q_nope, w_uk(q_nope, kv_b).mean(0))
+
+
+@ABSORB_QUERY.wrong(
+    "You cut the COLUMNS of kv_b, its last dimension: W_UK is the first P rows of each head, kv_b[:, :P]."
+)
+def columns_cut(q_nope, kv_b):
+    return torch.einsum("bthp,hcp->bthc", q_nope, kv_b[..., : q_nope.shape[-1]])
+
+
 # 04.2 ----------------------------------------------------------------------------------------------------------------
 
 PROJECT_VALUES = Exercise(
@@ -193,6 +229,46 @@ def values_heads_first(latent, kv_b, nope):
 @PROJECT_VALUES.wrong("The heads are laid side by side, [B,T,H·V]: that comes later, before o_proj; here [B,T,H,V].")
 def flattened(latent, kv_b, nope):
     return torch.einsum("bthc,hvc->bthv", latent, kv_b[:, nope:]).flatten(-2)
+
+
+@PROJECT_VALUES.wrong(
+    "A view or reshape as [C, V] only relabels the numbers of W_UV: to turn it round, take .mT, or sum over c in the einsum."
+)
+def values_relabelled(latent, kv_b, nope):
+    matrix = kv_b[:, nope:]
+    return torch.einsum("bthc,hcv->bthv", latent, matrix.reshape(len(matrix), -1, matrix.shape[1]))
+
+
+@PROJECT_VALUES.wrong(
+    "A view as [H, B·T, C] cuts the numbers in the order of memory, heads and positions mixed: permute(2, 0, 1, 3) first."
+)
+def values_heads_by_view(latent, kv_b, nope):
+    B, T, H, C = latent.shape
+    return torch.bmm(latent.reshape(H, B * T, C), kv_b[:, nope:].mT).reshape(B, T, H, -1)
+
+
+@PROJECT_VALUES.wrong(
+    "You take the LAST `nope` rows of each head: the values are all rows from `nope` on, kv_b[:, nope:]."
+)
+def last_nope_rows(latent, kv_b, nope):
+    return torch.einsum("bthc,hvc->bthv", latent, kv_b[:, -nope:])
+
+
+@PROJECT_VALUES.wrong("You take `nope` rows for the values too: they are all the rest, V of them, kv_b[:, nope:].")
+def as_many_as_keys(latent, kv_b, nope):
+    return torch.einsum("bthc,hvc->bthv", latent, kv_b[:, nope : 2 * nope])
+
+
+@PROJECT_VALUES.wrong(
+    "Each latent is projected by the matrices of ALL heads: head h's latent meets head h's matrix alone."
+)
+def all_on_all(latent, kv_b, nope):
+    return torch.einsum("bthc,gvc->bthgv", latent, kv_b[:, nope:]).flatten(-2)
+
+
+@PROJECT_VALUES.wrong("The latents go through a softmax: they are sums of cached latents already, only project them.")
+def softmax_of_latents(latent, kv_b, nope):
+    return torch.einsum("bthc,hvc->bthv", latent.softmax(-1), kv_b[:, nope:])
 
 
 # 04.3 ----------------------------------------------------------------------------------------------------------------
@@ -386,6 +462,100 @@ def projected_by_w_uk(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
     return torch.einsum("bthc,hpc->bthp", latent, w_uk(q_nope, kv_b))
 
 
+@ATTEND_ABSORBED.wrong("A query does not see its OWN position: the mask is off by one, tril(S - T), without the - 1.")
+def sees_not_itself(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    T, S = q_nope.shape[1], c_kv.shape[1]
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale
+    return finish(causal(scores, after=S - T - 1), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
+    "The mask comes after the softmax: the weights that are left no longer sum to 1. Hide the scores, before it."
+)
+def masked_too_late(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    weights = (all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale).softmax(-1)
+    return finish(weights.tril(weights.shape[-1] - weights.shape[-2]), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
+    "You multiply by -inf: where the mask is 0 that is 0 times infinity, NaN. Overwrite the hidden scores instead: "
+    "masked_fill."
+)
+def zero_times_infinity(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale
+    hidden = torch.ones_like(scores).triu(scores.shape[-1] - scores.shape[-2] + 1)
+    return finish((scores + hidden * -float("inf")).softmax(-1), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
+    "The mask is added as ones and zeros: that hides nothing. Give scaled_dot_product_attention a BOOLEAN mask, or add -inf."
+)
+def mask_added(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale
+    return finish(
+        (scores + torch.ones_like(scores).tril(scores.shape[-1] - scores.shape[-2])).softmax(-1), c_kv, q_nope, kv_b
+    )
+
+
+@ATTEND_ABSORBED.wrong("You divide by the scale: it is a factor, (P+R)^-0.5 and the like. Multiply by it.")
+def divided_by_the_scale(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    return finish(causal(all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) / scale), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong("The scores are scaled twice, once with the queries perhaps: once is enough.")
+def scaled_twice(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    return finish(causal(all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale**2), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong("You scale by the latent's width, C^-0.5: the scale is an argument, for keys of P+R numbers.")
+def scaled_by_c(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * c_kv.shape[-1] ** -0.5
+    return finish(causal(scores), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong("You scale by the nope width alone, P^-0.5: the scale is an argument, for keys of P+R numbers.")
+def scaled_by_p(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * q_nope.shape[-1] ** -0.5
+    return finish(causal(scores), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong("There is no softmax: the scores become weights, positive and with the sum 1, by it.")
+def no_softmax(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale
+    return finish(scores.tril(scores.shape[-1] - scores.shape[-2]), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
+    "Each score has a softmax of its own: a query has ONE set of weights. Add the scores, then take the softmax once."
+)
+def two_softmaxes(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    both = latent_scores(q_nope, c_kv, kv_b), rope_scores(q_rope, k_rope)
+    return finish(sum(causal(scores * scale) for scores in both), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
+    "Query and cached row are put together in different orders: if one is [latent, rope], the other must be too."
+)
+def orders_differ(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    query = torch.cat([reference.absorb_query(q_nope, kv_b), q_rope], -1)
+    scores = torch.einsum("bthw,bsw->bhts", query, torch.cat([k_rope, c_kv], -1)) * scale
+    return finish(causal(scores), c_kv, q_nope, kv_b)
+
+
+@ATTEND_ABSORBED.wrong(
+    "You read kv_b as the paper's two matrices stacked, all keys' rows first: its rows go head by head, P and then V."
+)
+def stacked_in_attention(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    (H, rows, _), P = kv_b.shape, q_nope.shape[-1]
+    kv_b = torch.cat([paper_order(kv_b, P, 0), paper_order(kv_b, rows - P, H * P)], 1)
+    return reference.attend_absorbed(q_nope, q_rope, c_kv, k_rope, kv_b, scale)
+
+
+@ATTEND_ABSORBED.wrong("Only the last query is attended for: T of them are given, so the result is [B,T,H,V].")
+def last_query_alone(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
+    return reference.attend_absorbed(q_nope[:, -1:], q_rope[:, -1:], c_kv, k_rope, kv_b, scale)
+
+
 # 04.4 ----------------------------------------------------------------------------------------------------------------
 
 DECODE_FLOPS = Exercise(
@@ -512,6 +682,94 @@ def always_absorbed(form, H, C, R, P, V, T, S):
     return reference.decode_flops("absorbed", H, C, R, P, V, T, S)
 
 
+def counted(expanded, absorbed, pairs=lambda T, S: T * S, all_heads=True):
+    """The count whose work with kv_b is expanded or absorbed(C, R, P, V, T, S) a head, of pairs(T, S) of both."""
+
+    def answer(form, H, C, R, P, V, T, S):
+        once = cost(form, expanded, absorbed)(C, R, P, V, T, S)
+        return 2 * ((H if all_heads else 1) * once + H * pairs(T, S) * cost(form, P + R + V, 2 * C + R))
+
+    return answer
+
+
+def of_positions(C, R, P, V, T, S):
+    return S * C * (P + V)
+
+
+def of_queries(C, R, P, V, T, S):
+    return T * C * (P + V)
+
+
+@DECODE_FLOPS.wrong(
+    "You leave out the scores that the mask hides: a plain product computes them all, T·S pairs, and the text counts them."
+)
+def seen_pairs_alone(form, H, C, R, P, V, T, S):
+    pairs = counted(of_positions, of_queries, lambda T, S: T * S - T * (T - 1) // 2)
+    return pairs(form, H, C, R, P, V, T, S)
+
+
+@DECODE_FLOPS.wrong("S counts the new tokens already: the T queries are among the S positions, so do not add T to S.")
+def new_ones_added(form, H, C, R, P, V, T, S):
+    return reference.decode_flops(form, H, C, R, P, V, T, S + T)
+
+
+@DECODE_FLOPS.wrong("The queries look at T positions in your count: at all S, the cached ones too, so T·S pairs.")
+def new_positions_alone(form, H, C, R, P, V, T, S):
+    return counted(of_positions, of_queries, lambda T, S: T * T)(form, H, C, R, P, V, T, S)
+
+
+@DECODE_FLOPS.wrong(
+    "Absorbing is done for the T queries, once each: T·C·(P+V). With S you count the absorbed form as if it expanded too."
+)
+def absorbed_for_positions(form, H, C, R, P, V, T, S):
+    return counted(of_positions, of_positions)(form, H, C, R, P, V, T, S)
+
+
+@DECODE_FLOPS.wrong("The rope columns are not made by kv_b: it has P+V rows a head, without R.")
+def rope_expanded(form, H, C, R, P, V, T, S):
+    answer = counted(lambda C, R, P, V, T, S: S * C * (P + R + V), lambda C, R, P, V, T, S: T * C * (P + R + V))
+    return answer(form, H, C, R, P, V, T, S)
+
+
+@DECODE_FLOPS.wrong("kv_b has rows for every head: its products count H times too, as scores and sums do.")
+def kv_b_of_one_head(form, H, C, R, P, V, T, S):
+    return counted(of_positions, of_queries, all_heads=False)(form, H, C, R, P, V, T, S)
+
+
+@DECODE_FLOPS.wrong(
+    "All heads SHARE what they read in the absorbed form, but each computes its own scores and sums: H counts there too."
+)
+def shared_by_heads(form, H, C, R, P, V, T, S):
+    absorbed = 2 * H * T * C * (P + V) + 2 * T * S * (2 * C + R)
+    return cost(form, reference.decode_flops(form, H, C, R, P, V, T, S), absorbed)
+
+
+@DECODE_FLOPS.wrong("P and V are multiplied: keys have P rows of kv_b and values V, which together is P + V.")
+def rows_multiplied(form, H, C, R, P, V, T, S):
+    return counted(lambda C, R, P, V, T, S: S * C * P * V, lambda C, R, P, V, T, S: T * C * P * V)(
+        form, H, C, R, P, V, T, S
+    )
+
+
+@DECODE_FLOPS.wrong("The factor 2·H stands before the first term alone: put all terms in parentheses.")
+def parentheses_missing(form, H, C, R, P, V, T, S):
+    return 2 * H * cost(form, S, T) * C * (P + V) + T * S * cost(form, P + R + V, 2 * C + R)
+
+
+@DECODE_FLOPS.wrong(
+    "Scores and sums are counted as one FLOP each: they are multiply-adds too, two FLOPs for each number."
+)
+def two_in_one_part(form, H, C, R, P, V, T, S):
+    return H * (2 * cost(form, S, T) * C * (P + V) + T * S * cost(form, P + R + V, 2 * C + R))
+
+
+@DECODE_FLOPS.wrong(
+    'Nothing comes back: is there a `return`, and is form compared with its two values, "expanded" and "absorbed"?'
+)
+def another_name(form, H, C, R, P, V, T, S):
+    return reference.decode_flops(form, H, C, R, P, V, T, S) if form in ("naive", "absorb") else None
+
+
 # 04.5 ----------------------------------------------------------------------------------------------------------------
 
 CROSSOVER = Exercise(
@@ -590,3 +848,34 @@ def share(C, P, V, S):
 @CROSSOVER.wrong("Only the keys are expanded in your equation: kv_b makes V numbers for the values too, so C·(P+V).")
 def only_keys(C, P, V, S):
     return S * C * P / (C * P + S * (2 * C - P - V))
+
+
+@CROSSOVER.wrong(
+    "Parentheses are missing below the line: a / b * c divides by b alone, and a / b + c adds c behind. Write a / (b + c)."
+)
+def without_parentheses(C, P, V, S):
+    return S * C * (P + V) / C * (P + V) + S * (2 * C - P - V)
+
+
+@CROSSOVER.wrong(
+    "Parentheses are missing below the line: what stands behind the + is added to the quotient. a / (b + c)."
+)
+def half_of_the_parentheses(C, P, V, S):
+    return S * C * (P + V) / (C * (P + V)) + S * (2 * C - P - V)
+
+
+@CROSSOVER.wrong("A sign is lost: the extra width is 2C - (P + V), so 2C - P - V and not 2C - P + V.")
+def sign_of_v(C, P, V, S):
+    return S * C * (P + V) / (C * (P + V) + S * (2 * C - P + V))
+
+
+@CROSSOVER.wrong(
+    "Only the scores are wider in your equation: the sums are too, C numbers instead of V, so the extra is 2C - P - V."
+)
+def scores_alone(C, P, V, S):
+    return S * C * (P + V) / (C * (P + V) + S * (C - P))
+
+
+@CROSSOVER.wrong("That is the cost of expanding, not T: divide by what stands with T on the other side.")
+def not_divided(C, P, V, S):
+    return S * C * (P + V)
