@@ -51,3 +51,7 @@ def test_wrong_numbers_are_not_called_right():
 def test_what_has_no_form_is_survived(value):
     for exercise in (SPLIT, REGISTRY["03.5"]):
         assert "are right" not in judge(exercise, lambda *args: value).diagnosis
+
+
+def test_parts_with_names_are_no_lost_nan():
+    assert said(SPLIT, lambda r: {"key": r[0], "value": r[1]}) == ""
