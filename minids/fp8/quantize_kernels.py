@@ -3,9 +3,10 @@
     scale = amax / 448, or the next power of 2        x_fp8 = x / scale, rounded to the nearest E4M3, ties to even
 
 Bit for bit what reference.py gives. So both divisions are IEEE's (`tl.div_rn`): a compiled `/` is off by up to 2 units
-of the last place, and some number would land on another code. Multiplying by a power of 2 is as exact, and faster. amax
-is the largest of the numbers' bits without sign: they order magnitudes, and put infinity and then NaN above all others,
-where `tl.max` of numbers drops NaN. Such a tile gets a scale of NaN, and is NaN.
+of the last place, and some number would land on another code. With powers of 2 nothing is divided: the scale and its
+reciprocal are a few sums of bits, where each division takes some ten instructions and a branch. amax is the largest of
+the numbers' bits without sign: they order magnitudes, and put infinity and then NaN above all others, where `tl.max` of
+numbers drops NaN. Such a tile gets a scale of NaN, and is NaN.
 
 A quantiser multiplies nothing: what it costs is the bytes it moves. Wgrad needs tiles along the tokens and its operands
 transposed, so a program that has 128 x 128 numbers in registers writes those as well, and x is read once:
@@ -28,14 +29,17 @@ from minids.triton_env import need
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
+WARPS = 8  # for 128 x 128 numbers: with 128 registers a thread, two programs share a processor of Hopper
+
 
 @triton.jit
 def scale_of(value, AXIS: tl.constexpr, POWER: tl.constexpr):
     """fp32 scales of tiles along AXIS (None: one for all): amax / 448, at least 2^-126; NaN unless all is finite."""
     largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, AXIS)
-    scale = tl.maximum(tl.div_rn(largest.to(tl.float32, bitcast=True), 448.0), 1.1754943508222875e-38)
-    if POWER:  # a carry out of the mantissa raises the exponent, unless the mantissa is 0
-        scale = ((scale.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+    if POWER:  # in its bits: 448 is 1.75 * 2^8, and a mantissa above 1.75 raises the exponent
+        scale = tl.maximum(((largest + 0x1FFFFF) & 0x7F800000) - (8 << 23), 1 << 23).to(tl.float32, bitcast=True)
+    else:
+        scale = tl.maximum(tl.div_rn(largest.to(tl.float32, bitcast=True), 448.0), 1.1754943508222875e-38)
     return tl.where(largest < 0x7F800000, scale, float("nan"))
 
 
@@ -66,7 +70,11 @@ def by_bits(where):
 @triton.jit
 def quantize(value, scale, POWER: tl.constexpr, BITS: tl.constexpr):
     """value / scale as E4M3; it is at most 448 and a rounding error, which round to 448."""
-    return to_e4m3(value * tl.div_rn(1.0, scale) if POWER else tl.div_rn(value, scale), BITS)
+    if POWER:  # its reciprocal has the exponent 254 less its own
+        inverse = (0x7F000000 - scale.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+        return to_e4m3(value * tl.where(scale == scale, inverse, float("nan")), BITS)
+    else:
+        return to_e4m3(tl.div_rn(value, scale), BITS)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -158,7 +166,7 @@ def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=Fals
         tiles_kernel[(slots, triton.cdiv(K, TILE))](
             x, x_scale, x[:, K:] if swiglu else None, gates, ends, *out, M, K, x.stride(0), width, E=E,
             BLOCK_E=triton.next_power_of_2(E), BLOCK=block, TILE=TILE, POWER=power_of_2,
-            BITS=by_bits(x.device), num_warps=16 if columns else 4,
+            BITS=by_bits(x.device), num_warps=WARPS if columns else 4,
         )  # fmt: skip
     return tuple(t for t in out if t is not None)
 
@@ -200,7 +208,7 @@ def quantize_blocks(w, power_of_2=False, transposed=False):
     for codes, scales in (((N, K), (high, wide)), ((K, N), (wide, high)))[: 1 + transposed]:
         out += [w.new_empty(*E, *codes, dtype=E4M3), w.new_empty(*E, *scales, dtype=torch.float32)]
     if w.numel():
-        sizes = {"TILE": TILE, "POWER": power_of_2, "BITS": by_bits(w.device), "num_warps": 16}
+        sizes = {"TILE": TILE, "POWER": power_of_2, "BITS": by_bits(w.device), "num_warps": WARPS}
         blocks_kernel[(high, wide, *E)](w, *out, *[None] * (4 - len(out)), N, K, **sizes)
     return tuple(out)
 
