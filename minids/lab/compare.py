@@ -63,7 +63,7 @@ def of_numbers(got, want, dtype, tolerance, where):
         return None if got == want else Difference(f"{where} is {describe(got)}, expected {want!r}")
     allowed = tolerance * TOLERANCE[dtype]
     error = abs(got - want) / abs(want) if want and math.isfinite(got) else abs(got - want)
-    good = got == want or error <= allowed
+    good = got == want or error <= allowed or (math.isnan(got) and math.isnan(want))
     return None if good else Difference(f"{where} is {got:.6g}, expected {want:.6g}", error, allowed)
 
 

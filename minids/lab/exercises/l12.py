@@ -129,6 +129,44 @@ def w_first(x_fp8, x_scale, w_fp8, w_scale):
     return matmul_blockscaled(w_fp8, w_scale, x_fp8, x_scale)
 
 
+@FPROP.wrong("W's scales are transposed: they are [ceil(N/128), ceil(K/128)], as W is, so hand them on as they come.")
+def transposes_scales_of_w(x_fp8, x_scale, w_fp8, w_scale):
+    return matmul_blockscaled(x_fp8, x_scale, w_fp8, w_scale.T)
+
+
+@FPROP.wrong("@ multiplies the codes alone, and its result is FP8 again: scales are missing, and sums need float32.")
+def product_of_fp8(x_fp8, x_scale, w_fp8, w_scale):
+    return x_fp8 @ w_fp8.T
+
+
+@FPROP.wrong("You divide by the scales: x is x_fp8 TIMES x_scale.")
+def divides_by_scales(x_fp8, x_scale, w_fp8, w_scale):
+    return matmul_blockscaled(x_fp8, 1 / x_scale, w_fp8, 1 / w_scale)
+
+
+@FPROP.wrong(
+    "Each token has the scale of its first tile throughout, and W that of its first block: every tile has its own."
+)
+def first_scales(x_fp8, x_scale, w_fp8, w_scale):
+    return x_fp8.float() @ w_fp8.float().T * x_scale[:, :1] * w_scale[0, 0]
+
+
+@FPROP.wrong(
+    "The last tile along K is dropped where 128 does not divide it: there are ceil(K / 128), the last one shorter."
+)
+def last_tile_of_k(x_fp8, x_scale, w_fp8, w_scale):
+    k = x_fp8.shape[1] // TILE * TILE
+    return dequantize_tiles(x_fp8, x_scale)[:, :k].float() @ dequantize_blocks(w_fp8, w_scale)[:, :k].float().T
+
+
+@FPROP.wrong(
+    "W's scales are stretched along the columns only, all rows with those of the first block row: a block is 128 rows by 128 "
+    "columns."
+)
+def first_block_row_of_w(x_fp8, x_scale, w_fp8, w_scale):
+    return dequantize_tiles(x_fp8, x_scale).float() @ dequantize_tiles(w_fp8, w_scale[:1]).float().T
+
+
 # 12.2 ----------------------------------------------------------------------------------------------------------------
 
 DGRAD = Exercise(
@@ -235,6 +273,26 @@ def dgrad_in_bfloat16(dy_fp8, dy_scale, w_fp8, w_scale):
 )
 def dy_turned(dy_fp8, dy_scale, w_fp8, w_scale):
     return matmul_blockscaled(dy_fp8.T, dy_scale.T, w_fp8.T, w_scale.T)
+
+
+@DGRAD.wrong("W comes first: blocks are taken for the second factor only. First dy, then W, turned.")
+def turned_w_first(dy_fp8, dy_scale, w_fp8, w_scale):
+    return matmul_blockscaled(w_fp8.T, w_scale.T, dy_fp8, dy_scale)
+
+
+@DGRAD.wrong("Each token of dy has the scale of its first tile throughout: every tile has its own.")
+def first_scale_of_dy(dy_fp8, dy_scale, w_fp8, w_scale):
+    return (dy_fp8.float() * dy_scale[:, :1]) @ dequantize_blocks(w_fp8, w_scale).float()
+
+
+@DGRAD.wrong("W passes through bfloat16, which rounds it once more: stay in float32.")
+def w_in_bfloat16(dy_fp8, dy_scale, w_fp8, w_scale):
+    return dequantize_tiles(dy_fp8, dy_scale).float() @ dequantize_blocks(w_fp8, w_scale).bfloat16().float()
+
+
+@DGRAD.wrong("W is turned and quantised anew with powers of 2: a second rounding, for nothing. Turn codes and scales.")
+def requantised_in_powers(dy_fp8, dy_scale, w_fp8, w_scale):
+    return matmul_blockscaled(dy_fp8, dy_scale, *quantize_blocks(dequantize_blocks(w_fp8, w_scale).T, True))
 
 
 # 12.3 ----------------------------------------------------------------------------------------------------------------
@@ -406,6 +464,47 @@ def always_powers(dy, x_fp8, x_scale, power_of_2=False):
     return reference.wgrad(dy, x_fp8, x_scale, True)
 
 
+@WGRAD.wrong("x is transposed before it is dequantised: its scales lie along K, so dequantise first, then transpose.")
+def turned_too_early(dy, x_fp8, x_scale, power_of_2=False):
+    x = quantize_tiles(dequantize_tiles(x_fp8.T, x_scale.T), power_of_2)
+    return matmul_blockscaled(*quantize_tiles(dy.T, power_of_2), *x)
+
+
+@WGRAD.wrong("dy is rounded to bfloat16 first: take it as it came.")
+def dy_in_bfloat16(dy, x_fp8, x_scale, power_of_2=False):
+    return reference.wgrad(dy.bfloat16().float(), x_fp8, x_scale, power_of_2)
+
+
+@WGRAD.wrong("x is divided by its scales: it is x_fp8 TIMES x_scale, which dequantize_tiles gives.")
+def x_divided_by_scales(dy, x_fp8, x_scale, power_of_2=False):
+    x = quantize_tiles(dequantize_tiles(x_fp8, 1 / x_scale).T, power_of_2)
+    return matmul_blockscaled(*quantize_tiles(dy.T, power_of_2), *x)
+
+
+@WGRAD.wrong(
+    "Nothing is quantised, and x's codes lack their scales: dequantise x, then quantise both along the tokens."
+)
+def wide_dy_with_codes(dy, x_fp8, x_scale, power_of_2=False):
+    return dy.float().T @ x_fp8.float()
+
+
+@WGRAD.wrong(
+    "reshape does not transpose: it keeps the numbers in their order and cuts the rows elsewhere. Use dy.T and x.T."
+)
+def reshaped_not_turned(dy, x_fp8, x_scale, power_of_2=False):
+    x = dequantize_tiles(x_fp8, x_scale)
+    x = quantize_tiles(x.reshape(x.shape[::-1]), power_of_2)
+    return matmul_blockscaled(*quantize_tiles(dy.reshape(dy.shape[::-1]), power_of_2), *x)
+
+
+@WGRAD.wrong(
+    "The last tokens are dropped where 128 does not divide their number: the last tile is shorter, and counts."
+)
+def last_tokens_dropped(dy, x_fp8, x_scale, power_of_2=False):
+    whole = len(dy) // TILE * TILE
+    return reference.wgrad(dy[:whole], x_fp8[:whole], x_scale[:whole], power_of_2)
+
+
 # 12.4 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -559,6 +658,48 @@ def forward_always_powers(x, w, power_of_2=False):
     return linear_forward(x, w, True)
 
 
+@LINEAR_FORWARD.wrong("Both codes come before both scales: the order is y, x_fp8, x_scale, w_fp8, w_scale.")
+def codes_before_scales(x, w, power_of_2=False):
+    y, x_fp8, x_scale, w_fp8, w_scale = linear_forward(x, w, power_of_2)
+    return y, x_fp8, w_fp8, x_scale, w_scale
+
+
+@LINEAR_FORWARD.wrong("The scales come before their codes: the order is y, x_fp8, x_scale, w_fp8, w_scale.")
+def scales_before_codes(x, w, power_of_2=False):
+    y, x_fp8, x_scale, w_fp8, w_scale = linear_forward(x, w, power_of_2)
+    return y, x_scale, x_fp8, w_scale, w_fp8
+
+
+@LINEAR_FORWARD.wrong("The layouts are swapped: x gets 1x128 tiles, w gets 128x128 blocks.")
+def layouts_swapped(x, w, power_of_2=False):
+    return forward_of(quantize_blocks(x, power_of_2), quantize_tiles(w, power_of_2))
+
+
+@LINEAR_FORWARD.wrong("y is [N,M]: its rows are the tokens, so x comes first.")
+def y_turned(x, w, power_of_2=False):
+    y, *kept = linear_forward(x, w, power_of_2)
+    return y.T, *kept
+
+
+@LINEAR_FORWARD.wrong("One scale serves all of w: it is one for each 128x128 block.")
+def w_per_tensor(x, w, power_of_2=False):
+    codes, scale = per_tensor(w, power_of_2)
+    return forward_of(quantize_tiles(x, power_of_2), (codes, scale[::TILE]))
+
+
+@LINEAR_FORWARD.wrong(
+    "What is kept of w is turned: backward turns it itself, keep w_fp8 and w_scale as they were multiplied."
+)
+def w_kept_turned(x, w, power_of_2=False):
+    y, x_fp8, x_scale, w_fp8, w_scale = linear_forward(x, w, power_of_2)
+    return y, x_fp8, x_scale, w_fp8.T, w_scale.T
+
+
+@LINEAR_FORWARD.wrong("x and w are rounded to bfloat16 before they are quantised: quantise them as they come.")
+def through_bfloat16_first(x, w, power_of_2=False):
+    return linear_forward(x.bfloat16().float(), w.bfloat16().float(), power_of_2)
+
+
 # 12.5 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -688,3 +829,39 @@ def nothing_quantised(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
 @LINEAR_BACKWARD.wrong("power_of_2 is always True here: hand on the argument.")
 def backward_always_powers(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
     return linear_backward(dy, x_fp8, x_scale, w_fp8, w_scale, True)
+
+
+@LINEAR_BACKWARD.wrong("dx is made by my_fprop, dy W^T, which sums over K: Dgrad sums over N, my_dgrad.")
+def fprop_for_dx(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    dx = reference.fprop(*quantize_tiles(dy, power_of_2), w_fp8, w_scale)
+    return dx, reference.wgrad(dy, x_fp8, x_scale, power_of_2)
+
+
+@LINEAR_BACKWARD.wrong("dW is divided by the number of tokens: it is their sum; a mean is the loss's business.")
+def dw_as_a_mean(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    dx, dw = linear_backward(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2)
+    return dx, dw / len(dy)
+
+
+@LINEAR_BACKWARD.wrong(
+    "For dx, dy is quantised transposed: Dgrad sums over N, which is last in dy as it is. quantize_tiles(dy)."
+)
+def dy_turned_for_dx(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    dx = reference.dgrad(*quantize_tiles(dy.T, power_of_2), w_fp8, w_scale)
+    return dx, reference.wgrad(dy, x_fp8, x_scale, power_of_2)
+
+
+@LINEAR_BACKWARD.wrong("x and w are exchanged: dx needs what is kept of w, dW what is kept of x.")
+def kept_exchanged(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    dx = reference.dgrad(*quantize_tiles(dy, power_of_2), x_fp8, x_scale)
+    return dx, reference.wgrad(dy, w_fp8, w_scale, power_of_2)
+
+
+@LINEAR_BACKWARD.wrong("dy is rounded to bfloat16 before it is quantised: take it as it came, both times.")
+def dy_through_bfloat16(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    return linear_backward(dy.bfloat16().float(), x_fp8, x_scale, w_fp8, w_scale, power_of_2)
+
+
+@LINEAR_BACKWARD.wrong("Only dW comes back: the layer before needs dx.")
+def dw_alone(dy, x_fp8, x_scale, w_fp8, w_scale, power_of_2=False):
+    return reference.wgrad(dy, x_fp8, x_scale, power_of_2)

@@ -174,6 +174,43 @@ def sees_the_result_alone(x, attention, feed_forward, norm_1, norm_2):
     return x + found + feed_forward(norm_2(found))
 
 
+@BLOCK_FORWARD.wrong("The feed-forward sees norm_1(x), as attention does: it sees norm_2(h).")
+def one_norm_for_both(x, attention, feed_forward, norm_1, norm_2):
+    normed = norm_1(x)
+    return x + attention(normed) + feed_forward(normed)
+
+
+@BLOCK_FORWARD.wrong("x is added twice: it is in h already, so the second addition is h + …, and no x.")
+def x_added_twice(x, attention, feed_forward, norm_1, norm_2):
+    h = x + attention(norm_1(x))
+    return x + h + feed_forward(norm_2(h))
+
+
+@BLOCK_FORWARD.wrong(
+    "The result is normed once more: a layer hands the plain sum on, the next one norms what it reads."
+)
+def result_normed(x, attention, feed_forward, norm_1, norm_2):
+    return norm_2(block_forward(x, attention, feed_forward, norm_1, norm_2))
+
+
+@BLOCK_FORWARD.wrong("The parts' results are normed too (as Gemma 2 does): here only what goes INTO a part is.")
+def normed_on_both_sides(x, attention, feed_forward, norm_1, norm_2):
+    h = x + norm_1(attention(norm_1(x)))
+    return h + norm_2(feed_forward(norm_2(h)))
+
+
+@BLOCK_FORWARD.wrong("norm_1 is handed on as a function: call it, attention(norm_1(x)), and so norm_2(h).")
+def norms_not_called(x, attention, feed_forward, norm_1, norm_2):
+    h = x + attention(norm_1)
+    return h + feed_forward(norm_2)
+
+
+@BLOCK_FORWARD.wrong("Only what attention found is multiplied in: a residual stream ADDS, x + attention(…).")
+def multiplied(x, attention, feed_forward, norm_1, norm_2):
+    h = x * attention(norm_1(x))
+    return h * feed_forward(norm_2(h))
+
+
 # 13.2 -----------------------------------------------------------------------------------------------------------------
 
 
@@ -206,9 +243,9 @@ TRAIN_STEPS = Exercise(
     train_steps,
     minutes=10,
     sizes=[
-        {"steps": 8, "tokens": 8, "experts": 8, "seed": 8},
-        {"steps": 5, "tokens": 7, "experts": 6, "seed": 2},
-        {"steps": 3, "tokens": 11, "experts": 5, "seed": 3},
+        {"steps": 8, "tokens": 8, "experts": 8, "seed": 8, "clip": 0.5},
+        {"steps": 5, "tokens": 7, "experts": 6, "seed": 2, "clip": 4.0},  # some gradients are shorter
+        {"steps": 3, "tokens": 11, "experts": 5, "seed": 3, "clip": 0.5},
     ],
     hints=[
         "Five things in a step, in this order: loss, gradients, their limit, the optimizers, the routers' biases. What must "
@@ -221,7 +258,7 @@ TRAIN_STEPS = Exercise(
 
 
 @TRAIN_STEPS.inputs
-def _(r, steps, tokens, experts, seed):
+def _(r, steps, tokens, experts, seed, clip):
     sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "kv_lora_rank": 8, "v_head_dim": 8}
     sizes |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "aux_loss_alpha": 0.3, "num_experts_per_tok": 2}
@@ -232,7 +269,7 @@ def _(r, steps, tokens, experts, seed):
     rest = [p for p in model.parameters() if not any(p is other for other in hidden)]
     optimizers = [torch.optim.SGD(hidden, lr=1.0), torch.optim.SGD(rest, lr=0.5)]
     batches = [tuple(r.integers(0, 24, 2, tokens) for _ in range(2)) for _ in range(steps)]
-    return Run(seed, model, optimizers), batches, 0.3, 0.5
+    return Run(seed, model, optimizers), batches, 0.3, clip
 
 
 def limited(model, clip):
@@ -357,7 +394,8 @@ def total_reported(run, batches, bias_rate, clip):
 
 
 @TRAIN_STEPS.wrong(
-    "backward() is called on the second result of model.loss: that is a report, without a graph. Differentiate the first."
+    "backward() finds no graph: the second result of model.loss is a report and has none, and under torch.no_grad() nothing has "
+    "one. Differentiate the first result."
 )
 def backward_of_the_report(run, batches, bias_rate, clip):
     for inputs, targets in batches:
@@ -420,6 +458,68 @@ def inputs_swapped(run, batches, bias_rate, clip):
     return train_steps(run, [pair[::-1] for pair in batches], bias_rate, clip)
 
 
+@TRAIN_STEPS.wrong(
+    "The gradients are brought to the length `clip` in every step: they are shortened only if they are LONGER."
+)
+def always_of_one_length(run, batches, bias_rate, clip):
+    def limit(model, clip):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        length = torch.sqrt(sum(g.square().sum() for g in gradients))
+        for g in gradients:
+            g.mul_(clip / length)
+
+    return steps_with(run, batches, bias_rate, clip, limit=limit)
+
+
+@TRAIN_STEPS.wrong("The limit is 1.0 in yours, whatever `clip` is: use the argument.")
+def limited_at_1(run, batches, bias_rate, clip):
+    return steps_with(run, batches, bias_rate, 1.0)
+
+
+@TRAIN_STEPS.wrong("The biases move by 0.001 in yours, whatever `bias_rate` is: use the argument.")
+def biases_by_a_thousandth(run, batches, bias_rate, clip):
+    return steps_with(run, batches, 0.001, clip)
+
+
+@TRAIN_STEPS.wrong("bias_rate and clip are exchanged.")
+def rate_and_clip_exchanged(run, batches, bias_rate, clip):
+    return steps_with(run, batches, clip, bias_rate)
+
+
+@TRAIN_STEPS.wrong(
+    "Only the layers' gradients are limited: run.model.parameters() has embedding, last norm and head too."
+)
+def layers_limited(run, batches, bias_rate, clip):
+    def limit(model, clip):
+        torch.nn.utils.clip_grad_norm_(model.layers.parameters(), clip)
+
+    return steps_with(run, batches, bias_rate, clip, limit=limit)
+
+
+@TRAIN_STEPS.wrong("The losses are in bits: they are asked for in nats, as model.loss gives them.")
+def in_bits(run, batches, bias_rate, clip):
+    return steps_with(run, batches, bias_rate, clip) / math.log(2)
+
+
+@TRAIN_STEPS.wrong("model.loss gives two results: loss, nats = run.model.loss(inputs, targets).")
+def loss_not_taken_apart(run, batches, bias_rate, clip):
+    for inputs, targets in batches:
+        run.model.loss(inputs, targets).backward()
+
+
+@TRAIN_STEPS.wrong("run.optimizers is a list: go through it, for optimizer in run.optimizers.")
+def list_steps(run, batches, bias_rate, clip):
+    for inputs, targets in batches:
+        run.model.loss(inputs, targets)[0].backward()
+        run.optimizers.step()
+
+
+@TRAIN_STEPS.wrong("Every step is made twice: is a loop over run.optimizers inside another one?")
+def steps_twice(run, batches, bias_rate, clip):
+    doubled = Run(run.seed, run.model, run.optimizers * 2)
+    return steps_with(doubled, batches, bias_rate, clip)
+
+
 # 13.3 -----------------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +542,7 @@ EQUAL_ACTIVE_WIDTH = Exercise(
         {"L": 5, "D": 36, "I": 130, "F": 23, "E": 90, "S": 2, "A": 3, "first": 2},
         {"L": 3, "D": 20, "I": 77, "F": 10, "E": 44, "S": 1, "A": 2, "first": 0},
         {"L": 6, "D": 8, "I": 50, "F": 12, "E": 96, "S": 1, "A": 2, "first": 1},
+        {"L": 2, "D": 12, "I": 61, "F": 9, "E": 26, "S": 1, "A": 2, "first": 1},
     ],
     hints=[
         "What does a token meet in the feed-forwards of all layers together: in a dense one, and in one with experts (lesson "
@@ -583,6 +684,59 @@ def rounded_down(cfg):
     return (first * 3 * D * cfg.intermediate_size + (L - first) * moe) // (3 * D * L)
 
 
+@EQUAL_ACTIVE_WIDTH.wrong("You round up: the nearest whole width is asked for, round(…).")
+def rounded_up(cfg):
+    return math.ceil(not_rounded(cfg))
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("You round twice, a layer's width first and their mean afterwards: round once, at the end.")
+def rounded_twice(cfg):
+    L, first = cfg.num_hidden_layers, cfg.first_k_dense_replace
+    experts = round(accounting.moe_parameters(cfg).active / (3 * cfg.hidden_size))
+    return round((first * cfg.intermediate_size + (L - first) * experts) / L)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("One shared expert is counted, whatever n_shared_experts says.")
+def one_shared_expert(cfg):
+    return width(cfg, 1 + cfg.num_experts_per_tok)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("One router is counted: each layer with experts has its own.")
+def one_router(cfg):
+    return width(cfg, router=0, plus=cfg.n_routed_experts * (cfg.hidden_size + 1))
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("The dense layers have a router in your count: only those with experts have one.")
+def router_everywhere(cfg):
+    return width(cfg, plus=cfg.first_k_dense_replace * cfg.n_routed_experts * (cfg.hidden_size + 1))
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "Experts have intermediate_size for their width in your count: theirs is moe_intermediate_size."
+)
+def experts_as_wide_as_dense(cfg):
+    visited = cfg.n_shared_experts + cfg.num_experts_per_tok
+    return width(cfg, visited * cfg.intermediate_size / cfg.moe_intermediate_size)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("The first layers are as wide as an expert in your count: their width is intermediate_size.")
+def dense_as_narrow_as_experts(cfg):
+    narrower = cfg.first_k_dense_replace * 3 * cfg.hidden_size * (cfg.intermediate_size - cfg.moe_intermediate_size)
+    return width(cfg, plus=-narrower)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong(
+    "One dense layer too many is counted: range(first_k_dense_replace) has first_k_dense_replace of them."
+)
+def one_dense_more(cfg):
+    return width(cfg, first=cfg.first_k_dense_replace + 1)
+
+
+@EQUAL_ACTIVE_WIDTH.wrong("One dense layer too few is counted: the layers 0 to first_k_dense_replace - 1 are dense.")
+def one_dense_less(cfg):
+    return width(cfg, first=cfg.first_k_dense_replace - 1)
+
+
 # 13.4 -----------------------------------------------------------------------------------------------------------------
 
 
@@ -609,6 +763,7 @@ TIME_TO_REACH = Exercise(
         {"n": 7, "where": -1.0, "noise": 0.0},  # reached at once
         {"n": 2, "where": 0.5, "noise": 0.0},
         {"n": 10, "where": "lowest", "noise": 0.4},  # touched by the lowest point alone: the lesson's own goal
+        {"n": 11, "where": "lowest", "noise": 0.4},  # which is not the last one here
     ],
     hints=[
         "Which is the first point at or below the target? The curve crossed on the way from the point before it. And if there "
@@ -790,3 +945,123 @@ def from_the_start(times, bits, target):
 )
 def above(times, bits, target):
     return time_to_reach(times, -bits, -target)
+
+
+@TIME_TO_REACH.wrong(
+    "np.interp needs its second argument to RISE, and a loss falls; on a curve with bumps it goes wrong at all events."
+)
+def interp_on_falling_bits(times, bits, target):
+    return float(np.interp(target, bits.double().numpy(), times.double().numpy()))
+
+
+@TIME_TO_REACH.wrong(
+    "np.interp needs sorted bits, and gives the last time where the target is never reached: walk along the points, to the first "
+    "one at or below the target, and give float('inf') if there is none."
+)
+def interp_without_a_guard(times, bits, target):
+    return float(np.interp(-target, -bits.double().numpy(), times.double().numpy()))
+
+
+@TIME_TO_REACH.wrong(
+    "np.interp on the reversed curve needs it to rise there, and gives the last time where the target is never reached: walk along "
+    "the points instead."
+)
+def interp_backwards(times, bits, target):
+    return float(np.interp(target, bits.double().numpy()[::-1].copy(), times.double().numpy()[::-1].copy()))
+
+
+@TIME_TO_REACH.wrong(
+    "The points are sorted by their bits, which mixes their times: keep their order, and take the first crossing."
+)
+def sorted_by_bits(times, bits, target):
+    order = bits.argsort()
+    return float(np.interp(target, bits[order].double().numpy(), times[order].double().numpy()))
+
+
+@TIME_TO_REACH.wrong(
+    "A point AT the target counts in yours only if it is the last one: it is reached wherever it lies, so compare with <=."
+)
+def below_or_last(times, bits, target):
+    found = below_alone(times, bits, target)
+    return float(times[-1]) if math.isinf(found) and bits[-1] <= target else found
+
+
+@TIME_TO_REACH.wrong(
+    "Where the first point is at or below the target there is no crossing, and you find none: the answer is times[0]."
+)
+def no_crossing_at_once(times, bits, target):
+    return math.inf if bits[0] <= target else time_to_reach(times, bits, target)
+
+
+@TIME_TO_REACH.wrong("Where the first point is at or below the target you give 0: the answer is times[0].")
+def zero_at_once(times, bits, target):
+    return 0.0 if bits[0] <= target else time_to_reach(times, bits, target)
+
+
+@TIME_TO_REACH.wrong(
+    "Where the first point is below the target you draw its line on to the left: nobody measured there, the answer is times[0]."
+)
+def drawn_on_to_the_left(times, bits, target):
+    return float(on_the_line(times, bits, 0, 1, target)) if bits[0] <= target else time_to_reach(times, bits, target)
+
+
+@TIME_TO_REACH.wrong("A target that is never reached gives NaN: give float('inf'), which loses against any time.")
+def nan_if_never(times, bits, target):
+    return crossing(times, bits, target, on_the_line, never=math.nan)
+
+
+@TIME_TO_REACH.wrong("A target that is never reached gives -1, which wins against any time: give float('inf').")
+def minus_one_if_never(times, bits, target):
+    return crossing(times, bits, target, on_the_line, never=-1.0)
+
+
+@TIME_TO_REACH.wrong(
+    "A target that is never reached runs past the last point: end the loop there, and give float('inf')."
+)
+def past_the_end(times, bits, target):
+    after = 0
+    while bits[after] > target:
+        after += 1
+    return float(on_the_line(times, bits, after - 1, after, target)) if after else float(times[0])
+
+
+@TIME_TO_REACH.wrong("The last point is left out: range(1, n) ends at n - 1 already.")
+def last_point_left_out(times, bits, target):
+    return float(times[0]) if bits[0] <= target else time_to_reach(times[:-1], bits[:-1], target)
+
+
+@TIME_TO_REACH.wrong(
+    "The line goes from the first point at or below to the one AFTER it: it starts at the point before."
+)
+def line_behind(times, bits, target):
+    def point(t, b, before, after, goal):
+        return on_the_line(t, b, after, min(after + 1, len(b) - 1), goal) if after + 1 < len(b) else math.inf
+
+    return crossing(times, bits, target, point)
+
+
+@TIME_TO_REACH.wrong(
+    "The share is negative: both of its differences count from the point before, (b0 - target) / (b0 - b1)."
+)
+def negative_share(times, bits, target):
+    def point(t, b, before, after, goal):
+        return 2 * t[before] - on_the_line(t, b, before, after, goal)
+
+    return crossing(times, bits, target, point)
+
+
+@TIME_TO_REACH.wrong("You give the time since the first point: the time itself is asked for, as `times` counts it.")
+def since_the_first(times, bits, target):
+    return time_to_reach(times, bits, target) - float(times[0])
+
+
+@TIME_TO_REACH.wrong(
+    "You look for the time from which the curve STAYS at or below the target: the first time there counts, it may go up again."
+)
+def stays_below(times, bits, target):
+    after = len(bits)
+    while after and bits[after - 1] <= target:
+        after -= 1
+    if after in (0, len(bits)):
+        return math.inf if after else float(times[0])
+    return float(on_the_line(times, bits, after - 1, after, target))
