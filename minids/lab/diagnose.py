@@ -1,25 +1,18 @@
 """The likeliest mistake behind an answer that failed: a known wrong answer that does the same, or a pattern."""
 
 import math
-from functools import partial
 
 import torch
 
-from minids.lab import compare, form, launching, mishaps
+from minids.lab import compare, form, launching, mishaps, partly
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, observe, options, same_values
+from minids.lab.observe import expected, observe, same_values
+from minids.lab.partly import flat_pairs, tensors, value_is_right
 
 NAN = (
     "The result holds NaN: part of it was never written (memory from torch.empty starts as NaN here), "
     "or a division 0/0, a log or a root of a negative number, or a softmax over a row that is masked altogether."
 )
-ROUNDINGS = {
-    "down to a whole number": math.floor,
-    "up to a whole number": math.ceil,
-    "to a whole number": round,
-    **{f"to {n} digits behind the point": partial(round, ndigits=n) for n in range(1, 6)},
-}
-NEARLY = 1e-2  # of a result's scale; bfloat16 has some 4e-3
 
 
 def diagnosis(exercise, seen):
@@ -114,23 +107,6 @@ def the_input(exercise, seen):
     return None
 
 
-def the_same_number(exercise, seen):
-    pairs = numbers(seen)
-    if len({tuple(got.tolist()) for got, _ in pairs}) == 1 < len({tuple(want.tolist()) for _, want in pairs}):
-        return "It gives the same for every input: does it use its arguments?"
-    return None
-
-
-def rounded(exercise, seen):
-    pairs = [(g, w) for got, want in numbers(seen) for g, w in zip(got.tolist(), want.tolist(), strict=True)]
-    if not all(math.isfinite(w) for _, w in pairs):
-        return None
-    for how, change in ROUNDINGS.items():
-        if any(g != w for g, w in pairs) and all(math.isclose(g, change(w)) for g, w in pairs):
-            return f"It is right, but rounded {how}: give the number as it is (/ and not //, no round, no int)."
-    return None
-
-
 def a_factor(exercise, seen):
     """One factor between what came and what was expected, the same everywhere or one for each case."""
     pairs, factors = flat_pairs(seen), []
@@ -158,21 +134,6 @@ def factor_between(got, want, allowed):
     if not factor or not math.isfinite(factor):
         return None
     return factor if (got - factor * want).abs().max() <= allowed * abs(factor) * want.abs().max() else None
-
-
-def one_part(exercise, seen):
-    """Of several numbers some are right, the others wrong by a factor of their own."""
-    pairs = numbers(seen)
-    if not pairs or not all(want.all() for _, want in pairs):
-        return None
-    ratios = torch.stack([got / want for got, want in pairs])
-    low, high = ratios.min(0).values, ratios.max(0).values
-    off = [i for i in range(len(low)) if abs(low[i] - 1) > 1e-3 or abs(high[i] - 1) > 1e-3]
-    if not 0 < len(off) < len(low) or any(high[i] - low[i] > 1e-5 * abs(high[i]) for i in off):
-        return None
-    names = getattr(expected(exercise, seen[0].case)[0], "_fields", range(len(low)))
-    words = " and ".join(f"result[{names[i]}] is always {low[i].item():.4g} times what it should be" for i in off)
-    return f"The {words}, the rest is right: a constant factor is missing there, or one too many."
 
 
 def only_aligned(exercise, seen):
@@ -212,23 +173,6 @@ def nan(exercise, seen):
     return None
 
 
-def nearly(exercise, seen):
-    pairs = flat_pairs(seen)
-    errors = [(got - want).abs().max() / want.abs().max() for got, want in pairs if want.any()]
-    if errors and 1e-6 < max(errors) < NEARLY and not any(map(value_is_right, (o for o in seen if o.failed))):
-        near, whole = "It is right to about a hundredth, and no nearer", not any(map(has_fraction, seen))
-        if whole:
-            return f"{near}: is a small term left out, or counted twice?"
-        return f"{near}: is a number rounded, a constant written with few digits, or a step done in bfloat16?"
-    return None
-
-
-def has_fraction(observation):
-    return any(
-        isinstance(leaf, float | torch.Tensor) for leaf in leaves(expected(observation.exercise, observation.case)[0])
-    )
-
-
 PATTERNS = [
     *mishaps.PATTERNS,
     changes_its_input,
@@ -237,15 +181,15 @@ PATTERNS = [
     zeros,
     the_input,
     *form.PATTERNS,
-    the_same_number,
-    rounded,
+    partly.the_same_number,
+    partly.rounded,
     a_factor,
-    one_part,
     only_batch_one,
     only_aligned,
     only_contiguous,
     nan,
-    nearly,
+    partly.nearly,
+    partly.one_part,
     mishaps.as_a_known_one,
 ]
 
@@ -253,39 +197,6 @@ PATTERNS = [
 def splits(seen, right):
     """Whether exactly the cases for which right(observation) holds did not fail, and there are both kinds."""
     return len({o.failed for o in seen}) == 2 and all(o.failed != right(o) for o in seen)
-
-
-def value_is_right(observation):
-    want = expected(observation.exercise, observation.case)[0]
-    return compare.difference(observation.call.value, want, **options(observation)) is None
-
-
-def numbers(seen):
-    """flat_pairs where every result is made of single numbers; else []."""
-    wants = [leaf for o in seen for leaf in leaves(expected(o.exercise, o.case)[0])]
-    return flat_pairs(seen) if all(isinstance(leaf, int | float) for leaf in wants) else []
-
-
-def flat_pairs(seen):
-    """[(got, want)] of each case as float64 vectors; [] where something raised or has another form."""
-    pairs = []
-    for observation in seen:
-        want = tensors(expected(observation.exercise, observation.case)[0])
-        got = tensors(observation.call.value) if observation.call.error is None else []
-        same = len(got) == len(want) and all(g.shape == w.shape for g, w in zip(got, want, strict=True))
-        if not want or not same or any(g.is_complex() for g in got):
-            return []
-        pairs.append((flat(got), flat(want)))
-    return pairs
-
-
-def flat(values):
-    return torch.cat([v.detach().double().flatten() for v in values])
-
-
-def tensors(value):
-    """All tensors and numbers in a result, as tensors, in order."""
-    return [v if isinstance(v, torch.Tensor) else torch.tensor(float(v), dtype=torch.float64) for v in leaves(value)]
 
 
 def is_same_value(value, argument):
