@@ -30,8 +30,8 @@ def changed(name, change):
 ROUNDED = {
     "down to a whole number": math.floor,
     "up to a whole number": math.ceil,
-    "to 1 digits behind the point": lambda value: round(value, 1),
-    "to 3 digits behind the point": lambda value: round(value, 3),
+    "to 1 decimal": lambda value: round(value, 1),
+    "to 3 decimals": lambda value: round(value, 3),
 }
 
 
@@ -48,7 +48,10 @@ def test_the_same_number_everywhere_is_told():
 def test_one_wrong_part_of_two_is_told():
     said = why("14.3", changed("14.3", lambda value: (value[0], value[1] / 100)))
     assert said.startswith("The result[1] is always 0.01 times what it should be, the rest is right:")
-    assert "always" not in why("14.3", changed("14.3", lambda value: (value[0], value[1] + 7)))
+    said = why("14.3", changed("14.3", lambda value: (value[0] + 700, value[1])))
+    assert said == "Only result[0] is wrong, the rest is right in every case."
+    said = why("02.2", changed("02.2", lambda value: (value[0], value[1], value[2].relu())))
+    assert said == "Only result[2] is wrong, the rest is right in every case."
 
 
 def test_what_is_nearly_right_is_not_called_a_factor():
