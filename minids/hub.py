@@ -14,22 +14,20 @@ mtp.k is layer num_hidden_layers + k on the hub, with copies of embed_tokens and
 written, and left out as they are read, one that differs with a warning. A model has as many MTP modules as config.json
 and the weights both have; what only one of them has (transformers saves no such weights) is left out, with a warning.
 transformers opens what is saved here, and lists these weights as unexpected (those of a layer 61 it expects).
-Tensors are read one at a time, so the peak is the model plus one tensor.
+Tensors are read one at a time and files in chunks, so the peak is the model and a few hundred MB.
 """
 
-import json
 import logging
 import re
 from collections import Counter
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from minids.config import ModelConfig
-from minids.files import json_writer, replace_files
+from minids.files import INDEX, CheckpointFormatError, Shards, json_writer, replace_files, weight_files
 from minids.fp8 import Fp8Linear, convert
 from minids.fp8.emulate import dequantize_blocks, quantize_blocks
 from minids.fp8.reference import E4M3, TILE
@@ -37,29 +35,28 @@ from minids.model import Transformer
 from minids.moe import Experts
 
 log = logging.getLogger("minids")
-INDEX = "model.safetensors.index.json"
-SCALE = "_scale_inv"
+SCALE, EMBEDDING = "_scale_inv", "model.embed_tokens.weight"
+READ = (torch.float32, torch.float16, torch.bfloat16, torch.float64, E4M3)
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 PROJECTION = re.compile(r".*(?<!\beh)_proj(_with_mqa)?\.weight")  # what DeepSeek keeps in FP8
 
 
-class CheckpointFormatError(ValueError):
-    """Weights that do not fit the configuration; the message names them."""
-
-
 def load(path_or_hub_id, dtype=None, device="cpu"):
-    """A Transformer with the weights of a folder or hub id, in `dtype` (None: as stored, FP8 becomes bf16).
+    """A Transformer with the weights of a folder or hub id, in `dtype` (None: as stored, FP8 like the embedding).
 
     torch.float8_e4m3fn keeps FP8 as it is stored, quantises what else can be FP8, and leaves the rest as stored: a byte
     for each weight of attention and feed-forward, to run and not to train. Raises FileNotFoundError where there is no
     such folder, ConfigError for another architecture and CheckpointFormatError for weights that are missing, surplus,
-    damaged or of another shape.
+    damaged, of another shape or of a format that minids does not read.
     """
+    if dtype is not None and not getattr(dtype, "is_floating_point", False):
+        raise ValueError(f"dtype is {dtype!r}; give one of torch, such as torch.bfloat16, or None for the stored one")
     folder = locate(path_or_hub_id)
     cfg = ModelConfig.from_hf(folder)
-    readers = open_files(weight_files(folder))
-    cfg.num_nextn_predict_layers = count_mtp(cfg, readers)
+    check_quantization(cfg.hub.get("quantization_config") or FP8_CONFIG)
+    shards = Shards(weight_files(folder))
+    cfg.num_nextn_predict_layers = count_mtp(cfg, shards)
     with torch.device("meta"):
         model = Transformer(cfg)
         if dtype == E4M3:
@@ -67,14 +64,15 @@ def load(path_or_hub_id, dtype=None, device="cpu"):
             dtype = None
     parts = {key: (name, index) for key, name, index in hub_parts(model)}
     shapes, tensors, surplus = model.state_dict(), {}, []
-    for key, tensor in read_tensors(readers, parts, mtp_copies(cfg)):
+    for key, tensor in read_tensors(shards, parts, mtp_copies(cfg)):
         if key not in parts:
             surplus += unknown(key, tensor, cfg, shapes, tensors)
             continue
         name, index = parts.pop(key)
         if name not in tensors:
             own = name.endswith(("e_score_correction_bias", SCALE)) or shapes[name].dtype == E4M3
-            kind = shapes[name].dtype if own else dtype or tensor.dtype
+            stored = EMBEDDING if f"model.{key}{SCALE}" in shards and EMBEDDING in shards else None
+            kind = shapes[name].dtype if own else dtype or (shards.tensor(stored) if stored else tensor).dtype
             tensors[name] = torch.empty(shapes[name].shape, dtype=kind, device=device)
         view = tensors[name][index]
         if view.shape != tensor.shape:
@@ -97,43 +95,26 @@ def locate(path_or_hub_id):
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # a network, an authorisation, a name: the library's own sentence says which
-        raise FileNotFoundError(f"there is no folder {path_or_hub_id}, and the hub did not give it: {error}") from error
+        said = " ".join(str(error).split())
+        raise FileNotFoundError(f"there is no folder {path_or_hub_id}, and the hub did not give it: {said}") from error
 
 
-def weight_files(folder):
-    """The safetensors files of a checkpoint; raises FileNotFoundError naming those that are missing."""
-    index, names = folder / INDEX, ["model.safetensors"]
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointFormatError(f"{index} is not a whole index of shards; fetch it again") from None
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; minids reads safetensors only")
-    return [folder / name for name in names]
+def check_quantization(given):
+    """Raise CheckpointFormatError where a quantization_config is not DeepSeek's, FP8 in 128x128 blocks."""
+    method, block = given.get("quant_method"), given.get("weight_block_size")
+    if method != "fp8" or block != FP8_CONFIG["weight_block_size"]:
+        known = "minids reads fp32, fp16, bf16, and fp8 in blocks of [128, 128]"
+        raise CheckpointFormatError(f"weights are quantised by {method!r} in blocks of {block}; {known}")
 
 
-def open_files(files):
-    """{hub name: the reader of the file that holds it}; raises CheckpointFormatError naming a damaged file."""
-    readers = {}
-    for path in files:
-        try:
-            reader = safe_open(path, "pt")
-        except SafetensorError as error:
-            raise CheckpointFormatError(f"{path} is not a whole safetensors file ({error}); fetch it again") from None
-        readers |= dict.fromkeys(reader.keys(), reader)
-    return readers
-
-
-def count_mtp(cfg, readers):
-    """How many MTP modules both `cfg` and the weights have; takes others' weights out of `readers`, and says so."""
+def count_mtp(cfg, shards):
+    """How many MTP modules both `cfg` and the weights have; takes others' weights out of `shards`, and says so."""
     first, promised = cfg.num_hidden_layers, cfg.num_nextn_predict_layers
-    there = {layer_index(key) for key in readers if key.endswith(".eh_proj.weight")}  # only MTP modules have one
+    there = {layer_index(key) for key in shards if key.endswith(".eh_proj.weight")}  # only MTP modules have one
     found = sum(first + k in there for k in range(promised))
-    surplus = [key for key in readers if layer_index(key) >= first + found and layer_index(key) in there]
+    surplus = [key for key in shards if layer_index(key) >= first + found and layer_index(key) in there]
     for key in surplus:
-        del readers[key]
+        del shards[key]
     if surplus or found < promised:
         log.warning("config.json has %d MTP modules, the weights have %d: opened with %d", promised, len(there), found)
     return found
@@ -147,16 +128,18 @@ def mtp_copies(cfg):
     return embeddings | {f"{stem}.shared_head.head.weight": head for stem in stems}
 
 
-def read_tensors(where, parts, copies):
-    """Pairs (name without `model.`, tensor) of all that is in `where`, the `copies` last.
+def read_tensors(shards, parts, copies):
+    """Pairs (name without `model.`, tensor) of all that is in `shards`, the `copies` last.
 
     A weight whose scales are among `parts` comes in FP8, then its scales; all else comes dequantised.
     """
-    for key in sorted(where, key=lambda key: key.removeprefix("model.") in copies):
+    for key in sorted(shards, key=lambda key: key.removeprefix("model.") in copies):
         if key.endswith(SCALE):
             continue
-        tensor, name = where[key].get_tensor(key), key.removeprefix("model.")
-        scale = read_scale(where, key, tensor) if tensor.dtype == E4M3 else None
+        tensor, name = shards.tensor(key), key.removeprefix("model.")
+        if name in parts and tensor.dtype not in READ:
+            raise CheckpointFormatError(f"{key} is {tensor.dtype}; minids reads fp32, fp16, bf16, and fp8 by blocks")
+        scale = read_scale(shards, key, tensor) if tensor.dtype == E4M3 else None
         if name + SCALE in parts:
             tensor, scale = quantize_blocks(tensor, True) if scale is None else (tensor, scale)
             yield name + SCALE, scale
@@ -171,11 +154,11 @@ def layer_index(key):
     return int(found[1]) if found else -1
 
 
-def read_scale(where, key, weight):
+def read_scale(shards, key, weight):
     """The scales of an FP8 `weight` [out,in], fp32 [ceil(out/128), ceil(in/128)] (V3 3.3)."""
-    if key + SCALE not in where:
+    if key + SCALE not in shards:
         raise CheckpointFormatError(f"{key} is FP8, but its scales {key + SCALE} are missing")
-    scale, expected = where[key + SCALE].get_tensor(key + SCALE).float(), [-(-size // TILE) for size in weight.shape]
+    scale, expected = shards.tensor(key + SCALE).float(), [-(-size // TILE) for size in weight.shape]
     if list(scale.shape) != expected:
         raise CheckpointFormatError(f"{key}: scales are {list(scale.shape)}, {expected} expected")
     return scale
@@ -264,9 +247,7 @@ def save(model, path, max_shard_bytes=5 * 10**9, fp8=False):
 
     With `fp8` weights of attention and feed-forward are written in FP8, as those of a model kept in FP8 are anyway.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards, size, tensors = [{}], 0, hub_tensors(model)
+    folder, shards, size, tensors = Path(path), [{}], 0, hub_tensors(model)
     power_of_2 = all(module.power_of_2 for module in model.modules() if isinstance(module, Fp8Linear))
     for name, tensor in quantized(tensors, power_of_2) if fp8 else tensors:
         amount = tensor.numel() * tensor.element_size()
@@ -289,9 +270,16 @@ def save(model, path, max_shard_bytes=5 * 10**9, fp8=False):
         config.pop("quantization_config", None)  # FP8 was dequantised as it was read
     files["config.json"] = json_writer(config)
     replace_files(folder, files)
-    (folder / (INDEX if len(shards) == 1 else "model.safetensors")).unlink(missing_ok=True)  # of an earlier save
+    for old in [folder / INDEX, *folder.glob("model.safetensors"), *folder.glob("model-*-of-*.safetensors")]:
+        if old.name not in files:
+            old.unlink(missing_ok=True)  # of an earlier save
 
 
 def save_shard(shard, path):
     """Write the tensors of one safetensors file."""
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in shard.items()}, path, {"format": "pt"})
+    tensors, seen = {}, set()
+    for name, tensor in shard.items():
+        tensor = tensor.cpu().contiguous()
+        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor  # a copy that MTP has
+        seen.add(tensor.data_ptr())
+    save_file(tensors, path, {"format": "pt"})

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minids import hub
+from minids import files, hub
 from minids.config import ConfigError, ModelConfig
 from minids.fp8 import Fp8Linear, convert, reference
 from minids.hub import CheckpointFormatError
@@ -124,8 +124,13 @@ def test_a_second_save_replaces_the_first_whatever_its_shards(tmp_path):
     second.save_pretrained(tmp_path, max_shard_bytes=40_000)
     assert torch.equal(logits(Transformer.from_pretrained(tmp_path)), logits(second))
     assert relative_error(logits(opened_by_transformers(tmp_path, CASES[0][0])), logits(second)) < FP32
-    third.save_pretrained(tmp_path)
+    third.save_pretrained(tmp_path, max_shard_bytes=80_000)
     assert torch.equal(logits(Transformer.from_pretrained(tmp_path)), logits(third))
+    shards = set(json.loads((tmp_path / hub.INDEX).read_text())["weight_map"].values())
+    assert {path.name for path in tmp_path.iterdir()} == shards | {hub.INDEX, "config.json"}
+    first.save_pretrained(tmp_path)
+    assert torch.equal(logits(Transformer.from_pretrained(tmp_path)), logits(first))
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
 
 
 # FP8 and MTP --------------------------------------------------------------------------------------------------------
@@ -208,10 +213,14 @@ def test_a_model_is_saved_in_fp8_and_reads_back_as_quantised_and_dequantised(cha
             codes, scale = reference.quantize_blocks(tensor, power_of_2)
             assert torch.equal(stored[name].float(), codes.float())
             assert torch.equal(stored[name + "_scale_inv"], scale)
-            want[name] = reference.dequantize_blocks(codes, scale).bfloat16()
+            want[name] = (
+                reference.dequantize_blocks(codes, scale).bfloat16().float()
+            )  # like the embedding, which is fp32
         else:
             assert torch.equal(stored[name], tensor)
-    back = dict(hub.hub_tensors(Transformer.from_pretrained(tmp_path / "fp8")))
+    opened = Transformer.from_pretrained(tmp_path / "fp8")
+    assert logits(opened).isfinite().all()
+    back = dict(hub.hub_tensors(opened))
     assert back.keys() == want.keys() and all(torch.equal(back[name], want[name]) for name in want)
 
 
@@ -317,9 +326,69 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {shard.name}; minids reads safetensors only"):
         Transformer.from_pretrained(tmp_path)
-    (tmp_path / hub.INDEX).write_text('{"weight_map": {"a"')
-    with pytest.raises(CheckpointFormatError, match="is not a whole index of shards"):
+    for text in ('{"weight_map": {"a"', '{"weight_map": {"a": 3}}', '{"weight_map": []}', "[]"):
+        (tmp_path / hub.INDEX).write_text(text)
+        with pytest.raises(CheckpointFormatError, match="is not a whole index of shards"):
+            Transformer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("chunk", [1, 10_000])
+def test_files_are_opened_anew_after_each_chunk(chunk, tmp_path, monkeypatch):
+    model, opened = random_model(), []
+    model.save_pretrained(tmp_path, max_shard_bytes=40_000)
+    count = len(list(tmp_path.glob("*.safetensors")))
+    original = files.open_safetensors
+    monkeypatch.setattr(files, "CHUNK", chunk)
+    monkeypatch.setattr(files, "open_safetensors", lambda path: opened.append(path) or original(path))
+    assert torch.equal(logits(Transformer.from_pretrained(tmp_path)), logits(model))
+    assert len(opened) > 2 * count and (chunk > 1 or len(opened) >= count + len(list(hub.hub_tensors(model))))
+
+
+QUANTISED = [
+    ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "by 'compressed-tensors' in blocks of None"),
+    ({"quant_method": "fp8", "weight_block_size": None}, "by 'fp8' in blocks of None; minids reads fp32"),
+    ({"quant_method": "fp8", "weight_block_size": [1, 128]}, r"in blocks of \[1, 128\]"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), QUANTISED)
+def test_other_quantisations_are_refused(config, words, tmp_path):
+    random_model().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "quantization_config": config}))
+    with pytest.raises(CheckpointFormatError, match=words):
         Transformer.from_pretrained(tmp_path)
+    path.write_text(json.dumps({**whole, "quantization_config": None}))
+    Transformer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e5m2])
+def test_weights_of_other_dtypes_are_refused(dtype, tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    random_model().save_pretrained(tmp_path)
+    edit(tmp_path / "model.safetensors", lambda t: t.update({name: t[name].to(dtype)}))
+    with pytest.raises(CheckpointFormatError, match=f"{name} is {dtype}; minids reads fp32, fp16, bf16"):
+        Transformer.from_pretrained(tmp_path)
+    for wrong in ("bfloat16", torch.int8):
+        with pytest.raises(ValueError, match=r"give one of torch, such as torch\.bfloat16"):
+            Transformer.from_pretrained(tmp_path, dtype=wrong)
+
+
+def test_scales_in_one_byte_are_read(tmp_path):
+    """float8_e8m0fnu, ue8m0 in other words: powers of 2 alone."""
+    random_model().save_pretrained(tmp_path, fp8=True)
+    want = logits(Transformer.from_pretrained(tmp_path))
+    scales = lambda t: {k: v.to(torch.float8_e8m0fnu) for k, v in t.items() if k.endswith("_scale_inv")}  # noqa: E731
+    edit(tmp_path / "model.safetensors", lambda t: t.update(scales(t)))
+    assert torch.equal(logits(Transformer.from_pretrained(tmp_path)), want)
+
+
+def test_a_saved_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "any").touch()
+    random_model().save_pretrained(tmp_path / "model")
+    modes = {path.stat().st_mode for path in [tmp_path / "any", *(tmp_path / "model").iterdir()]}
+    assert len(modes) == 1
 
 
 def test_other_architectures_and_missing_folders(tmp_path):
@@ -337,7 +406,7 @@ def test_other_architectures_and_missing_folders(tmp_path):
 def test_a_failed_save_leaves_the_old_one_whole(tmp_path, monkeypatch):
     old = random_model()
     old.save_pretrained(tmp_path, max_shard_bytes=40_000)
-    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full_disk(tensors, path, metadata, count=[0]):  # noqa: B006
         count[0] += 1
@@ -348,7 +417,10 @@ def test_a_failed_save_leaves_the_old_one_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         random_model().save_pretrained(tmp_path, max_shard_bytes=40_000)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    full_disk.__defaults__[0][0] = 0
+    with pytest.raises(OSError, match="No space left"):
+        random_model().save_pretrained(tmp_path / "new", max_shard_bytes=40_000)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_every_weight_has_its_hub_name_once(tmp_path):
