@@ -12,7 +12,7 @@ import lab_driver as driver
 import nbformat
 import pytest
 
-from minids.lab import landing, outputs, rules
+from minids.lab import landing, outputs, plots, portrait, rules
 from minids.lab.exercises import by_lesson
 from minids.lab.source import ROOT, read_all
 
@@ -20,6 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")]
 LESSONS = read_all()
+WORD_BREAK = "element => getComputedStyle(element).wordBreak"
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,19 @@ def test_an_explorer_is_there_when_its_notebook_is_opened_again(lab, chromium):
             page.evaluate(driver.RUN_ALL)
             page.wait_for_function(driver.IDLE)
             assert page.locator(shown).count() == 1
+            assert page.locator(".jp-OutputArea-output pre").first.evaluate(WORD_BREAK) == "normal", "no custom.css"
             page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
         page.wait_for_selector(shown)
         assert not page.get_by_text("Error displaying widget").count()
         page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         page.close()
+
+
+def test_the_page_of_the_model_fits_a_narrow_screen(chromium, tmp_path):
+    row = ("12.5 linear_backward_of_everything", "decoding with MLA", "reference", "1,234,567", "1234.56", "it raises")
+    sections = [("A figure", plots.figure(9, 3)[0]), ("Text", "x" * 200), ("A table", [row] * 3)]
+    portrait.write_page(tmp_path / "page.html", "Mine", sections)
+    page = chromium.new_page(viewport={"width": 420, "height": 800})
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.close()

@@ -151,6 +151,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
        color: light-dark(#26292e, #e8e8e4); background: light-dark(#fbfbf8, #1b1d21); }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fbfbf8; }
 pre { overflow-x: auto; padding: .8rem 1rem; border-radius: 6px; background: light-dark(#efefec, #26292e); }
+.table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
 td { padding: .15rem .9rem .15rem 0; border-bottom: 1px solid light-dark(#d9dadd, #3a3d44); }
 .yours { font-weight: 600; }
@@ -162,7 +163,9 @@ def write_page(path, title, sections):
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for heading, content in sections:
         parts += [f"<h2>{html.escape(heading)}</h2>", in_html(heading, content)]
-    page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+    page = '<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+    page += '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    page += f"<title>{html.escape(title)}</title>\n"
     page += f"<style>{CSS}</style>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -179,4 +182,4 @@ def in_html(heading, content):
     for row in content:
         mine = ' class="yours"' if "yours" in row else ""
         lines.append(f"<tr{mine}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>")
-    return "<table>" + "\n".join(lines) + "</table>"
+    return '<div class="table"><table>' + "\n".join(lines) + "</table></div>"
