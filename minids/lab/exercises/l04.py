@@ -478,8 +478,8 @@ def masked_too_late(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
 
 
 @ATTEND_ABSORBED.wrong(
-    "You multiply by -inf: where the mask is 0 that is 0 times infinity, NaN. Overwrite the hidden scores instead: "
-    "masked_fill."
+    "Everything is NaN. Is the mask multiplied by -inf? Where it is 0 that is 0 times infinity, NaN: overwrite the hidden "
+    "scores instead, masked_fill. (Memory from torch.empty is NaN here, too.)"
 )
 def zero_times_infinity(q_nope, q_rope, c_kv, k_rope, kv_b, scale):
     scores = all_scores(q_nope, q_rope, c_kv, k_rope, kv_b) * scale

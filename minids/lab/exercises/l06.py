@@ -1028,7 +1028,8 @@ DECODE_BLOCK_KERNEL.slip(
 
 DECODE_BLOCK_KERNEL.slip(
     "grows_instead",
-    "The factor is upside down: where the maximum grows the sums shrink, by e^(old - new).",
+    "Everything is NaN. Is the factor upside down? It is e^(old - new), 0 at first, where e^(new - old) would be infinite. "
+    "Or is nothing stored?",
     ("tl.exp(m - top)", "tl.exp(top - m)"),
 )
 
