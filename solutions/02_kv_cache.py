@@ -516,7 +516,7 @@ published = {  # bytes of cache per token (bf16), bytes of all weights (V3: fp8,
 for name, (per_token, size) in published.items():
     fit = my_users(80 * 10**9, 0, per_token, 32768)
     print(f"{name:14} {per_token:7,} bytes per token, {size / 1e9:4.0f} GB of weights;", end=" ")
-    print(f"in 80 GB for caches alone: {fit:2d} users of 32K tokens")
+    print(f"in 80 GB for caches alone: {fit:2.0f} users of 32K tokens")
 
 # %% [markdown]
 # ## Who serves more?

@@ -376,7 +376,7 @@ my_dollars = check(dollars_per_million)
 bound = {}
 for b in (1, 8, 64, 512, 1024):
     seconds = accounting.decode_seconds(v3, b, 4096, "H200", gpus=8, weight_bytes=1)
-    bound[b] = my_dollars(b / seconds, 2, gpus=8)
+    bound[b] = my_dollars(b / seconds, 2, 8)
     print(f"{b:4d} users: a step {1e3 * seconds:5.1f} ms", end=", ")
     print(f"{1 / seconds:6.0f} tokens/s each", end=", ")
     print(f"{b / seconds:7,.0f} together, ${bound[b]:.3f} per million")

@@ -1,11 +1,16 @@
 """Lesson 01: right answers in other styles pass."""
 
+import ast
 import math
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from right_answers import Answers, passes
+
+import minids
+from minids import layers
+from minids.lab import exercises, solution
 
 right = Answers()
 
@@ -154,6 +159,24 @@ def by_the_probability(nats_per_token, tokens, nbytes):
 @right("01.5")
 def by_torch(nats_per_token, tokens, nbytes):
     return nats_per_token / torch.log(torch.tensor(2.0)) / (nbytes / tokens)
+
+
+def test_the_lesson_trains_with_any_of_them_where_the_rest_is_in_bfloat16():
+    """Training is under autocast where a CPU has bfloat16; complex numbers, among others, do not exist in it."""
+    text = (solution.SOLUTIONS / "01_transformer.py").read_text(encoding="utf-8")
+    cells = [node for node in ast.parse(text).body if getattr(node, "name", "") in ("my_hidden", "my_loss")]
+    cfg = minids.ModelConfig.preset("tiny", attention="mha", n_routed_experts=0, num_hidden_layers=1)
+    model, tokens = minids.Transformer(cfg), torch.arange(24).view(2, 12)
+    for rope in (as_complex_numbers, by_a_swapped_copy, exercises.reference("01.2")):
+        scope = {"torch": torch, "F": F, "layers": layers, "cfg": cfg, "my_rope": rope}
+        for name, number in {"my_rms_norm": "01.1", "my_attention": "01.3", "my_swiglu": "01.4"}.items():
+            scope[name] = exercises.reference(number)
+        exec(compile(ast.Module(cells, []), "lesson 01", "exec"), scope)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, shown = scope["my_loss"](model, tokens, tokens + 1)
+        loss.backward()
+        assert loss.dtype == torch.float32 and math.isfinite(loss.item()) and torch.equal(loss.detach(), shown)
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @right.each

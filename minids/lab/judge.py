@@ -105,7 +105,10 @@ def forgetful(exercise, seen, again):
 
 def too_slow(exercise, seen):
     headline = f"at {seen[-1].case.label}"
-    why = f"One call took more than {exercise.limit:g} seconds and was stopped: is there a loop that never ends?"
+    why = (
+        f"One call took more than {exercise.limit:g} seconds and was stopped: is there a loop that never ends? "
+        "Or one of far too many rounds?"
+    )
     return Outcome(exercise, FAIL, headline, printed(seen), why)
 
 

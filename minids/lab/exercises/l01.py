@@ -606,6 +606,16 @@ def down_not_transposed(x, w_gate, w_up, w_down):
     return (F.silu(F.linear(x, w_gate)) * F.linear(x, w_up)) @ w_down
 
 
+@SWIGLU.wrong("The weights are matrices here, no layers that can be called: F.linear(x, w_gate), not w_gate(x).")
+def called(x, w_gate, w_up, w_down):
+    return w_down(F.silu(w_gate(x)) * w_up(x))
+
+
+@SWIGLU.wrong("F.linear takes x first, then the weight: F.linear(x, w_gate).")
+def matrix_first(x, w_gate, w_up, w_down):
+    return F.linear(w_down, F.silu(F.linear(w_gate, x)) * F.linear(w_up, x))
+
+
 BITS_PER_BYTE = Exercise(
     "01.5",
     bits_per_byte,
