@@ -23,18 +23,21 @@ import triton.language as tl  # isort: skip
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 16384  # numbers in a row that RMSNorm keeps in registers
-PER_PROCESSOR = 4  # programs that work at once on a processor; each takes a share of the rows
+FORWARD, BACKWARD = 32, 24  # RMSNorm's warps on a processor at once, as registers allow; they share all rows
 
 
 # RMSNorm ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["rows"])
-def rms_norm_kernel(x, weight, y, r, rows, stride, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr):
+def rms_norm_kernel(
+    x, weight, y, r, rows, stride, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """y = x * r * weight with r = 1 / sqrt(mean(x^2) + eps), kept for the backward pass (1910.07467)."""
     d = tl.arange(0, BLOCK_D)
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
-    for start in range(tl.program_id(0) * BLOCK_M, rows, tl.num_programs(0) * BLOCK_M):
+    for start in tl.range(tl.program_id(0) * BLOCK_M, rows, tl.num_programs(0) * BLOCK_M, num_stages=STAGES):
         row = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
         inside = (row < rows)[:, None] & (d < D)[None, :]
         value = tl.load(x + row[:, None] * stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -49,7 +52,7 @@ def rms_norm_forward(x, weight, eps):
     M, D = x.shape
     y = torch.empty(M, D, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
     r = torch.empty(M, dtype=torch.float32, device=x.device)
-    sizes, programs = row_tiles(M, D, x.device)
+    sizes, programs = row_tiles(M, D, x.device, FORWARD)
     rms_norm_kernel[(programs,)](x, weight, y, r, M, x.stride(0), eps, D=D, **sizes)
     return y, r
 
@@ -57,13 +60,13 @@ def rms_norm_forward(x, weight, eps):
 @triton.jit(do_not_specialize=["rows"])
 def rms_norm_backward_kernel(
     x, weight, r, dy, dx, dw, rows, stride, dy_stride,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx = r * (g - n * mean(n * g)) with n = x * r and g = dy * weight; dw [programs,D] sums dy * n over its rows."""
     d = tl.arange(0, BLOCK_D)
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
     dw_sum = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(tl.program_id(0) * BLOCK_M, rows, tl.num_programs(0) * BLOCK_M):
+    for start in tl.range(tl.program_id(0) * BLOCK_M, rows, tl.num_programs(0) * BLOCK_M, num_stages=STAGES):
         row = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
         inside = (row < rows)[:, None] & (d < D)[None, :]
         factor = tl.load(r + row, mask=row < rows, other=0.0)[:, None]
@@ -79,7 +82,7 @@ def rms_norm_backward_kernel(
 def rms_norm_backward(x, weight, r, dy):
     """dx [M,D] and dw [D] of the gradient dy [M,D]; r [M] is what rms_norm_forward gave."""
     M, D = x.shape
-    sizes, programs = row_tiles(M, D, x.device)
+    sizes, programs = row_tiles(M, D, x.device, BACKWARD)
     dx = torch.empty(M, D, dtype=x.dtype, device=x.device)
     dw = torch.empty(programs, D, dtype=torch.float32, device=x.device)
     rms_norm_backward_kernel[(programs,)](x, weight, r, dy, dx, dw, M, x.stride(0), dy.stride(0), D=D, **sizes)
@@ -263,16 +266,24 @@ def rows_of(x):
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def row_tiles(rows, width, where):
-    """({BLOCK_M, BLOCK_D, num_warps}, programs) for kernels that need whole rows; the programs share the tiles."""
+def row_tiles(rows, width, where, warps):
+    """({BLOCK_M, BLOCK_D, STAGES, num_warps}, programs) for kernels that need whole rows, `warps` a processor.
+
+    The programs share the tiles; of STAGES one is worked on, and the next are on their way.
+    """
+    sizes = row_sizes(width)
+    programs = max(warps // sizes["num_warps"], 1) * triton_env.gpu(where)[1]
+    return sizes, min(triton.cdiv(rows, sizes["BLOCK_M"]), programs)
+
+
+def row_sizes(width):
+    """Sizes, stages and warps for rows of `width` numbers: 16 of them a thread, 32 of more than 8192."""
     D = triton.next_power_of_2(width)
-    M = max(1, 4096 // D)
-    programs = min(triton.cdiv(rows, M), PER_PROCESSOR * triton_env.gpu(where)[1])
-    return {"BLOCK_M": M, "BLOCK_D": D, "num_warps": min(16, max(4, D // 1024))}, programs
+    return {"BLOCK_M": max(1, 2048 // D), "BLOCK_D": D, "STAGES": 2, "num_warps": min(16, max(4, D // 512))}
 
 
 def tiles(rows, width):
-    """(grid, {BLOCK_M, BLOCK_W}) that covers [rows,width] in tiles of 2048 numbers."""
-    W = min(triton.next_power_of_2(width), 2048)
+    """(grid, {BLOCK_M, BLOCK_W}) that covers [rows,width] in tiles of 2048 numbers, few of them past its edge."""
+    W = min(triton.next_power_of_2(width), 512)
     M = 2048 // W
     return (triton.cdiv(rows, M), triton.cdiv(width, W)), {"BLOCK_M": M, "BLOCK_W": W}

@@ -47,14 +47,14 @@ def layer(name, arch, types, **values):
 def layers(arch):
     """The requests for the layers' kernels, RMSNorm 7168 wide."""
     whole = {"rows": "i32", "stride": "i32", "dy_stride": "i32", "eps": "fp32", "r": "*fp32", "dw": "*fp32"}
-    sizes, _ = layer_kernels.row_tiles(4096, 7168, torch.device("cpu"))
+    sizes = layer_kernels.row_sizes(7168)
     yield layer("rms_norm_kernel", arch, whole, D=7168, **sizes)
     yield layer("rms_norm_backward_kernel", arch, whole, D=7168, **sizes)
     turn = {"cos": "*fp32", "sin": "*fp32", **dict.fromkeys(("T", "H", "stride_b", "stride_t", "stride_h"), "i32")}
     yield layer("rope_kernel", arch, turn, SIGN=-1.0, PAIRS=32, BLOCK_P=32, BLOCK_T=4, BLOCK_H=16)
     strides = dict.fromkeys(("rows", "gate_stride", "up_stride", "dy_stride", "W"), "i32")
     for name in ("silu_mul_kernel", "silu_mul_backward_kernel"):
-        yield layer(name, arch, strides, BLOCK_M=1, BLOCK_W=2048)
+        yield layer(name, arch, strides, BLOCK_M=4, BLOCK_W=512)
 
 
 DECODE = [(arch, rows, torch.bfloat16) for arch in (80, 90, 100) for rows in (16, 32, 128)]

@@ -226,7 +226,8 @@ def test_rms_norm(shape, dtype):
 
 
 def test_rms_norm_of_rows_shared_by_few_programs(monkeypatch):
-    monkeypatch.setattr(layer_kernels, "PER_PROCESSOR", 3)
+    for way in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(layer_kernels, way, 12)  # three programs
     x, weight = torch.randn(1500, 24, device=DEVICE, requires_grad=True), torch.randn(24, device=DEVICE)
     weight.requires_grad_()
     got = [torch.autograd.grad(layer_kernels.rms_norm(x, weight, 1e-6).sum(), (x, weight)) for _ in range(2)]
