@@ -202,12 +202,58 @@ def test_a_masked_lane_without_other_is_undefined(double, cell):
     assert judge(double, cell(SUM.format(other="", value="tl.where(at < N, value, 0.0)"))).verdict == PASS
 
 
+SINGLE = """
+@triton.jit
+def double_kernel(x, out, N, stride, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    row = tl.program_id(0)
+    nothing = tl.load(x + row, mask=row < 0, other=0.0)
+    tl.store(out + row * N + at, 2 * tl.load(x + row * stride + at, mask=at < N) + nothing, mask=at < N)
+"""
+
+
+def test_a_single_number_that_is_masked_off_is_its_other(double, cell):
+    assert judge(double, cell(SINGLE)).verdict == PASS
+    assert judge(double, cell(SINGLE.replace(", other=0.0", ""))).verdict == FAIL
+
+
+def test_a_whole_number_that_is_masked_off_is_no_place():
+    assert launching.undefined(tl.int64, torch.arange(1).numpy().dtype) == 10**9
+    assert launching.undefined(tl.int8, torch.zeros(1, dtype=torch.int8).numpy().dtype) == 42
+
+
+NO_STORE = LAST.replace("tl.store(out + row * N + at, value + value, mask=inside)", "out = value + value")
+
+
+@pytest.mark.parametrize(
+    "last, sentence",
+    [
+        (NO_STORE, "Nothing is stored: a kernel gives nothing back"),
+        (LAST + LAST, "The values are right, but numbers are stored more than once"),
+        (
+            f"    for i in range(1, 3):\n        wide = i.to(tl.float32)\n{LAST}",
+            "In Triton's interpreter a single number",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_kernel_is_said(double, cell, last, sentence):
+    outcome = judge(double, cell(last_line(last)))
+    assert outcome.verdict == FAIL and outcome.diagnosis.startswith(sentence)
+
+
+def test_lanes_that_are_sent_elsewhere_are_waste(double, cell):
+    double.sizes[0] = {"M": 8, "N": 8}
+    outcome = judge(double, cell(CELL.replace("at, mask=inside)\n    tl", "at % N)\n    tl")))
+    assert outcome.diagnosis.startswith("The values are right, the traffic is not where a block is not full")
+
+
 def test_the_interpreter_is_as_it_was(double):
+    from triton.language.semantic import TritonSemantic
     from triton.runtime.interpreter import interpreter_builder
 
-    before = type(interpreter_builder).create_masked_load
+    before = type(interpreter_builder).create_masked_load, TritonSemantic.load
     judge(double, no_mask)
-    assert type(interpreter_builder).create_masked_load is before
+    assert (type(interpreter_builder).create_masked_load, TritonSemantic.load) == before
     assert "create_masked_load" not in vars(interpreter_builder)
 
 

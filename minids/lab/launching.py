@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from minids import triton_env
-from minids.lab import compare, meter_hooks, sandbox
+from minids.lab import compare, compilable, meter_hooks, sandbox
 from minids.lab.exercise import each, leaves
 from minids.lab.meter import meter
 
@@ -32,6 +32,7 @@ NAN = (
     "The result holds NaN: part of it was never written (memory from torch.empty is NaN here), a masked load "
     "without `other` got into a sum or a maximum (such lanes are NaN here), or something is 0/0."
 )
+NO_TO = ("'int' object has no attribute 'to'", "'float' object has no attribute 'to'")
 
 
 class Wasteful(compare.Difference):
@@ -66,24 +67,41 @@ def whole(tensor):
 
 @contextmanager
 def undefined_lanes():
-    """Have lanes that a load masks off without `other` be NaN: on a GPU they may be anything."""
+    """Have lanes that a load masks off without `other` be NaN: on a GPU they may be anything.
+
+    Whether there is an `other` is asked before Triton's own question, `if other`, which takes a single 0 for none.
+    """
+    from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
-    builder = type(interpreter.interpreter_builder)
-    original = builder.create_masked_load
+    builder, given = type(interpreter.interpreter_builder), []
+    load, masked_load = TritonSemantic.load, builder.create_masked_load
 
-    def load(self, pointers, mask, other, *rest, **options):
-        result = original(self, pointers, mask, other, *rest, **options)
-        if other is None:
-            poison = meter_hooks._poison(pointers.get_element_ty(), result.data.dtype)
+    def noted(self, pointer, mask, other, *rest, **options):
+        given.append(other is not None)
+        try:
+            return load(self, pointer, mask, other, *rest, **options)
+        finally:
+            given.pop()
+
+    def poisoned(self, pointers, mask, other, *rest, **options):
+        result = masked_load(self, pointers, mask, other, *rest, **options)
+        if other is None and not any(given):
+            poison = undefined(pointers.get_element_ty(), result.data.dtype)
             np.copyto(result.data, np.asarray(poison, result.data.dtype), where=~np.asarray(mask.data, bool))
         return result
 
-    builder.create_masked_load = load
+    TritonSemantic.load, builder.create_masked_load = noted, poisoned
     try:
         yield
     finally:
-        builder.create_masked_load = original
+        TritonSemantic.load, builder.create_masked_load = load, masked_load
+
+
+def undefined(element, numpy_dtype):
+    """What a masked lane without `other` holds here: NaN, or a whole number that is no place in any tensor."""
+    whole = element.is_int() and numpy_dtype.kind in "iu"
+    return min(10**9, np.iinfo(numpy_dtype).max // 3) if whole else meter_hooks._poison(element, numpy_dtype)
 
 
 # What is wrong with it -----------------------------------------------------------------------------------------------
@@ -111,10 +129,10 @@ def ratio(exercise, case, counted):
 
 
 def form_problem(exercise, kernel):
-    """A sentence where a kernel does not take what the exercise's launch gives it; "" where it does."""
+    """A sentence where a kernel does not take what the exercise's launch gives it, or no GPU takes it; else ""."""
     ours, theirs = exercise.kernel.arg_names, kernel.arg_names
     if ours == theirs:
-        return ""
+        return compilable.problem(kernel)
     return f"your kernel takes ({', '.join(theirs)}); it must take ({', '.join(ours)}), as the stub does"
 
 
@@ -146,7 +164,15 @@ def alike(ours, theirs):
     if lanes(ours.counted) != lanes(theirs.counted):
         return False
     waste = [isinstance(one.trouble, Wasteful) for one in (ours, theirs)]
-    return not any(waste) or (all(waste) and abs(ours.counted.bytes / theirs.counted.bytes - 1) < 0.02)
+    return not any(waste) or (all(waste) and all(map(as_many, traffic(ours.counted), traffic(theirs.counted))))
+
+
+def traffic(counted):
+    return counted.loaded, counted.stored
+
+
+def as_many(ours, theirs):
+    return abs(ours - theirs) <= 0.02 * theirs
 
 
 def lanes(counted):
@@ -176,13 +202,41 @@ def writes_its_argument(exercise, seen):
     return None
 
 
-def moves_too_much(exercise, seen):
-    if all(not o.failed or isinstance(o.trouble, Wasteful) for o in seen):
+def stores_nothing(exercise, seen):
+    if all(o.counted and o.counted.launches and not o.counted.stored and o.call.error is None for o in seen):
         return (
-            "The values are right, the traffic is not: load each number once and keep it in a variable, and load "
-            "before a loop what does not change in it."
+            "Nothing is stored: a kernel gives nothing back, neither by `return` nor by assigning to a pointer's name. "
+            "tl.store(pointer + offsets, values) writes the result."
         )
     return None
 
 
-PATTERNS = [leaves_its_tensors, writes_its_argument, moves_too_much]  # before those of all answers
+def plain_loop_number(exercise, seen):
+    if all(isinstance(o.call.error, AttributeError) and str(o.call.error) in NO_TO for o in seen):
+        return (
+            "In Triton's interpreter a single number, such as eps or that of a `range` loop, may be a plain one, "
+            "without the .to that it has on a GPU; tl.cast(number, tl.int64) works in both."
+        )
+    return None
+
+
+def moves_too_much(exercise, seen):
+    if not all(not o.failed or isinstance(o.trouble, Wasteful) for o in seen):
+        return None
+    if len({o.case.aligned for o in seen}) == 2 and not any(o.failed and o.case.aligned for o in seen):
+        return (
+            "The values are right, the traffic is not where a block is not full: lanes without a number must be masked "
+            "off. Sent to another number instead (by %, tl.minimum or tl.where) they move bytes for nothing."
+        )
+    if any(o.counted and o.counted.stored > SLACK * sum(t.nbytes for t in leaves(o.call.value)) for o in seen):
+        return (
+            "The values are right, but numbers are stored more than once: do several programs the same work, or is "
+            "tl.store in a loop that it belongs behind?"
+        )
+    return (
+        "The values are right, the traffic is not: load each number once and keep it in a variable, and load "
+        "before a loop what does not change in it."
+    )
+
+
+PATTERNS = [stores_nothing, leaves_its_tensors, writes_its_argument, plain_loop_number, moves_too_much]

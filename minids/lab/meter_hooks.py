@@ -119,10 +119,11 @@ def _range(tensor):
 
 
 def _kernel_line():
-    """(number, text) of the kernel's line that is running: the innermost frame outside triton and this file."""
+    """(number, text) of the kernel's line that is running: the innermost frame outside triton and the hooks."""
     import triton
 
-    ours = (os.path.dirname(triton.__file__) + os.sep, __file__)
+    hooks = os.path.join(os.path.dirname(__file__), "launching.py")
+    ours = (os.path.dirname(triton.__file__) + os.sep, __file__, hooks)
     frame = sys._getframe()
     while frame and frame.f_code.co_filename.startswith(ours):
         frame = frame.f_back

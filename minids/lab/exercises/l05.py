@@ -100,6 +100,37 @@ SCALE.slip(
 )
 
 
+SCALE.slip(
+    "loads_the_first_block",
+    "Every program LOADS the first block, and stores it at its own place: both use the same offsets, x + at and out + at.",
+    ("tl.load(x + at)", "tl.load(x + tl.arange(0, BLOCK))"),
+)
+
+SCALE.slip(
+    "loads_one_number",
+    "tl.load(x) is a single number, the first of all: tl.load(x + at) gives the block of this program.",
+    ("tl.load(x + at)", "tl.load(x)"),
+)
+
+SCALE.slip(
+    "brackets",
+    "A pointer has no brackets: x[at] is read by tl.load(x + at), and out[at] = … is tl.store(out + at, …).",
+    ("tl.store(out + at, tl.load(x + at) * factor)", "out[at] = x[at] * factor"),
+)
+
+SCALE.slip(
+    "pointers_multiplied",
+    "x + at are ADDRESSES, and an address times factor is nothing: multiply what tl.load(x + at) reads there.",
+    ("tl.load(x + at) * factor", "(x + at) * factor"),
+)
+
+SCALE.slip(
+    "stored_at_the_pointer",
+    "A block of numbers is stored at a single place, out: each number needs its own, out + at.",
+    ("tl.store(out + at", "tl.store(out"),
+)
+
+
 # 2. A mask -----------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +246,26 @@ ADD.slip(
 )
 
 
+ADD.slip(
+    "add_no_program",
+    "Every program works on the same first block: add tl.program_id(0) * BLOCK to the offsets, as in exercise 1.",
+    ("tl.program_id(0) * BLOCK + ", ""),
+)
+
+ADD.slip(
+    "mask_of_the_rest",
+    "The mask counts in every block as in the last one, up to n % BLOCK: compare the whole offset, at < n, which is True "
+    "for all lanes of a full block.",
+    ("at < n", "tl.arange(0, BLOCK) < n % BLOCK"),
+)
+
+ADD.slip(
+    "one_number_of_y",
+    "tl.load(y) is a single number, the first of all, added to each of x: the block is at y + at.",
+    ("tl.load(y + at, mask=inside)", "tl.load(y)"),
+)
+
+
 # 3. A row, read once -------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +319,9 @@ RMS_NORM = Exercise(
 
 @RMS_NORM.inputs
 def _(r, M, N, programs):
-    return 300 * r.normal(M, N), r.normal(N), 1e-5, programs  # squares of 300 are beyond float16
+    x = 300 * r.normal(M, N)  # squares of 300 are beyond float16
+    x[1] *= 1e-5  # and beside those of one row eps counts
+    return x, r.normal(N), 1e-5, programs
 
 
 RMS_NORM.slip(
@@ -344,6 +397,51 @@ RMS_NORM.slip(
     "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop.",
     ("w = tl.load(weight + column, mask=inside, other=0.0)", ""),
     ("r * w", "r * tl.load(weight + column, mask=inside, other=0.0)"),
+)
+
+
+RMS_NORM.slip(
+    "no_eps",
+    "eps is missing: it is added to the mean of the squares, under the root. (A row of small numbers shows it.)",
+    (" + eps", ""),
+)
+
+RMS_NORM.slip(
+    "eps_beside_the_root",
+    "eps is added to the root: it belongs UNDER it, to the mean of the squares.",
+    ("tl.sqrt(tl.sum(value * value, 0) / N + eps)", "(tl.sqrt(tl.sum(value * value, 0) / N) + eps)"),
+)
+
+RMS_NORM.slip(
+    "no_root",
+    "The root is missing: a row is divided by the ROOT of the mean of its squares.",
+    ("tl.sqrt(tl.sum(value * value, 0) / N + eps)", "(tl.sum(value * value, 0) / N + eps)"),
+)
+
+RMS_NORM.slip(
+    "mean_subtracted",
+    "You subtract the row's mean first: that is LayerNorm. RMSNorm divides by the root mean square alone.",
+    (
+        "r = 1.0",
+        "value = tl.where(inside, value - tl.sum(value, 0) / N, 0.0)\nr = 1.0",
+    ),
+)
+
+RMS_NORM.slip(
+    "converted_too_late",
+    "The squares are taken in float16, and only then converted: 300 squared is beyond 65504, so it is infinite already. "
+    "Write .to(tl.float32) right behind the load.",
+    (".to(tl.float32)", ""),
+    ("tl.sum(value * value, 0)", "tl.sum((value * value).to(tl.float32), 0)"),
+)
+
+RMS_NORM.slip(
+    "rows_left_over",
+    "Each program does M // P rows, one after the other, and what M leaves over is never written: rows p, p + P, … up to M.",
+    (
+        "range(tl.program_id(0), M, tl.num_programs(0))",
+        "range(tl.program_id(0) * (M // tl.num_programs(0)), (tl.program_id(0) + 1) * (M // tl.num_programs(0)))",
+    ),
 )
 
 
@@ -500,9 +598,51 @@ SOFTMAX.slip(
 )
 
 
+SOFTMAX.slip(
+    "maximum_not_kept",
+    "`largest` is still -infinity in the next round: write largest = new at the end of the loop, for the second pass and the "
+    "next factor need it.",
+    ("largest = new", ""),
+)
+
+SOFTMAX.slip(
+    "all_of_the_sum_rescaled",
+    "The terms of this block are rescaled, too: they are taken with the new maximum already. Only the OLD total is "
+    "multiplied by exp(largest - new).",
+    (
+        "total * tl.exp(largest - new) + tl.sum(tl.exp(value - new), 0)",
+        "(total + tl.sum(tl.exp(value - new), 0)) * tl.exp(largest - new)",
+    ),
+)
+
+SOFTMAX.slip(
+    "new_terms_with_the_old_maximum",
+    "The terms of this block are taken with the OLD maximum: exp(value - new), for the sum is one of the new.",
+    ("tl.exp(value - new)", "tl.exp(value - largest)"),
+)
+
+SOFTMAX.slip(
+    "lane_by_lane",
+    "The maximum is still a block, one for each lane: tl.max(value, 0) makes one number of it, which all lanes share.",
+    ("tl.max(value, 0)", "value"),
+)
+
+SOFTMAX.slip(
+    "first_row_alone",
+    "The first pass reads the first row in every program: row p begins at `row`, so x + row + at.",
+    ("value = tl.load(x + row + at, mask=at < N, other", "value = tl.load(x + at, mask=at < N, other"),
+)
+
+SOFTMAX.slip(
+    "stored_in_the_first_pass",
+    "The values come out right, but the first pass stores too, a trip to memory more: what it writes is overwritten.",
+    ("largest = new", "largest = new\ntl.store(y + row + at, tl.exp(value - new), mask=at < N)"),
+)
+
+
 @SOFTMAX.wrong(
-    "The values are right, but the row is read three times: for the maximum, for the sum, and to write. Carry both in ONE "
-    "pass, and rescale the sum whenever the maximum grows."
+    "The values are right, but the row is read three times: for the maximum, for the sum, and to write. Load a block once, "
+    "into a variable; carry maximum and sum in ONE pass, and rescale the sum whenever the maximum grows."
 )
 @triton.jit
 def three_passes(x, y, N, BLOCK: tl.constexpr):
@@ -597,7 +737,8 @@ BACKWARD = Exercise(
 @BACKWARD.inputs
 def _(r, M, N, programs):
     x = 2 * r.normal(M, N)
-    return x, r.normal(N), torch.rsqrt(x.square().mean(-1) + 1e-5), r.normal(M, N), programs
+    # an eps that counts: whoever computes r again has none
+    return x, r.normal(N), torch.rsqrt(x.square().mean(-1) + 0.5), r.normal(M, N), programs
 
 
 BACKWARD.slip(
@@ -683,4 +824,69 @@ BACKWARD.slip(
     "The values are right, but the weight is loaded again for each row: it does not change, so load it before the loop.",
     ("w = tl.load(weight + column, mask=inside, other=0.0)", ""),
     (" * w", " * tl.load(weight + column, mask=inside, other=0.0)"),
+)
+
+BACKWARD.slip(
+    "r_computed_again",
+    "r is given, and you compute it again, without the eps of the forward pass: tl.load(r + row) is one number of the row.",
+    ("factor = tl.load(r + row)", "factor = 1.0"),
+    (
+        "n = tl.load(x + at, mask=inside, other=0.0) * factor",
+        ("n = tl.load(x + at, mask=inside, other=0.0)\nfactor = tl.rsqrt(tl.sum(n * n, 0) / N)\nn = n * factor"),
+    ),
+)
+
+BACKWARD.slip(
+    "r_of_the_program",
+    "r is that of the program's first row in all of its rows: load it in the loop, tl.load(r + row).",
+    ("tl.load(r + row)", "tl.load(r + tl.program_id(0))"),
+)
+
+BACKWARD.slip(
+    "r_of_the_first_row",
+    "tl.load(r) is the first row's: each row has its own, tl.load(r + row).",
+    ("tl.load(r + row)", "tl.load(r)"),
+)
+
+BACKWARD.slip(
+    "r_by_column",
+    "r has a number for each ROW, and you load it by column: tl.load(r + row) is one number for the whole row.",
+    ("tl.load(r + row)", "tl.load(r + column, mask=inside, other=0.0)"),
+)
+
+BACKWARD.slip(
+    "mean_without_weight",
+    "The mean is of n times dy: the weight belongs into it, for g is dy times the weight.",
+    ("g = tl.load(dy + at, mask=inside, other=0.0) * w", "g = tl.load(dy + at, mask=inside, other=0.0)"),
+    ("(g - n", "(g * w - n"),
+)
+
+BACKWARD.slip(
+    "r_squared",
+    "With x in place of n, the second term has r three times: once in n, once in the mean, once in front. You have it twice.",
+    ("factor * (g - n * (tl.sum(n * g, 0) / N))", "factor * g - n * (tl.sum(n * g, 0) / N)"),
+)
+
+BACKWARD.slip(
+    "mean_alone_subtracted",
+    "The mean is subtracted as it is: it is multiplied by n first, each number of the row by its own.",
+    ("n * (tl.sum(n * g, 0) / N)", "tl.sum(n * g, 0) / N"),
+)
+
+BACKWARD.slip(
+    "mean_over_rows",
+    "The sum is divided by M, the number of rows: the mean is over the N numbers of a row.",
+    ("/ N", "/ M"),
+)
+
+BACKWARD.slip(
+    "backward_one_row",
+    "Each program does one row only: rows p, p + P, … up to M, in a loop as in exercise 3.",
+    ("M, tl.num_programs(0)", "tl.program_id(0) + 1"),
+)
+
+BACKWARD.slip(
+    "layer_norm_backward",
+    "The mean of g is subtracted, too: that is the gradient of LayerNorm, which takes off the mean of x. RMSNorm does not.",
+    ("(g - n", "(g - tl.sum(g, 0) / N - n"),
 )

@@ -103,11 +103,25 @@ def token_modulo(indices, n_experts):
 
 
 @DISPATCH_PLAN.wrong(
-    "token is order // M or order % M: a row of indices has A choices, so divide by A, the number of choices of a token."
+    "token is order % M: a flat position is token * A + choice, so the token is order // A, with A the choices of a token."
 )
 def token_by_m(indices, n_experts):
     order = reference.dispatch_plan(indices, n_experts).order
     return plan_of(indices, n_experts, token=order % indices.shape[0])
+
+
+@DISPATCH_PLAN.wrong(
+    "token is order // M: a row of indices has A choices, so divide by A, indices.shape[1], the number of choices of a token."
+)
+def token_over_m(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, token=order // indices.shape[0])
+
+
+@DISPATCH_PLAN.wrong("token is order // 2: 2 is the A of the example. A is indices.shape[1].")
+def token_over_two(indices, n_experts):
+    order = reference.dispatch_plan(indices, n_experts).order
+    return plan_of(indices, n_experts, token=order // 2)
 
 
 @DISPATCH_PLAN.wrong("token is order itself: divide by A, for each token has A flat positions.")
@@ -226,6 +240,32 @@ def each_token_alone(indices, n_experts):
     token = torch.arange(len(indices)).repeat_interleave(indices.shape[1])
     place = inverse(order) if len(indices) == 1 else order
     return plan_of(indices, n_experts, order=order, token=token, place=place.view_as(indices))
+
+
+@DISPATCH_PLAN.wrong(
+    "Each token's choices are sorted for themselves, so that order has the numbers 0 to A - 1 again and again: flatten "
+    "first, for the sort goes over the choices of ALL tokens."
+)
+def each_row_s_own_order(indices, n_experts):
+    order = indices.sort(dim=-1, stable=True)[1].flatten()
+    place = order.argsort().view_as(indices)
+    return plan_of(indices, n_experts, order=order, token=order // indices.shape[1], place=place)
+
+
+@DISPATCH_PLAN.wrong(
+    "order holds the sorted experts, and only order: sort() gives the values first, and then the positions they came from, "
+    "of which you made token and place."
+)
+def order_alone_is_values(indices, n_experts):
+    return plan_of(indices, n_experts, order=indices.flatten().sort(stable=True)[0])
+
+
+@DISPATCH_PLAN.wrong(
+    "searchsorted needs SORTED numbers: search among the sorted experts, not among indices as they come."
+)
+def searched_in_the_unsorted(indices, n_experts):
+    ends = torch.searchsorted(indices.flatten(), torch.arange(n_experts), right=True)
+    return plan_of(indices, n_experts, ends=ends)
 
 
 # 09.2 ----------------------------------------------------------------------------------------------------------------
@@ -416,6 +456,26 @@ def spare_to_the_last(ends, n, block):
 def spare_at_zero(ends, n, block):
     expert, first = tile_table(ends, n, block)
     return expert, torch.where(expert < len(ends), first, 0)
+
+
+@TILE_TABLE.wrong(
+    "The tiles that are left over have expert 0 and first 0, as the tensors began: fill them with E and n before, "
+    "torch.full((T,), E)."
+)
+def spare_are_zeros(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    return torch.where(expert < len(ends), expert, 0), torch.where(expert < len(ends), first, 0)
+
+
+@TILE_TABLE.wrong("The tiles that are left over have expert -1: the kernel knows them by expert E.")
+def spare_are_minus_one(ends, n, block):
+    expert, first = tile_table(ends, n, block)
+    return torch.where(expert < len(ends), expert, -1), first
+
+
+@TILE_TABLE.wrong("The blocks have 4 rows, those of the example: `block` says how many.")
+def block_of_the_example(ends, n, block):
+    return table(ends, n, 4, tiles_of(ends, 4), total=n // block + len(ends))
 
 
 @TILE_TABLE.wrong(
@@ -694,6 +754,39 @@ GROUPED_GEMM.slip(
 )
 
 
+GROUPED_GEMM.slip(
+    "x_stays_at_the_first_block",
+    "The matrix moves along K, x does not: its columns are at = start + k, too.",
+    ("row[:, None] * K + at[None, :]", "row[:, None] * K + k[None, :]"),
+)
+
+GROUPED_GEMM.slip(
+    "one_block_of_k",
+    "Only the first block along K is multiplied: walk over all of K, for start in range(0, K, BLOCK_K). (`start` goes up by "
+    "BLOCK_K already; multiplied by it once more, it leaves the matrix after the first block.)",
+    ("range(0, K, BLOCK_K)", "range(0, BLOCK_K, BLOCK_K)"),
+)
+
+GROUPED_GEMM.slip(
+    "operands_exchanged",
+    "tl.dot(x, matrix), in this order: rows of x by columns of the matrix. Blocks of equal sides hide it.",
+    ("tl.dot(rows, w)", "tl.dot(w, rows)"),
+)
+
+GROUPED_GEMM.slip(
+    "x_depth_unmasked",
+    "The matrix has its mask along K, x has none: zeros save the sum, but the last row is read beyond its end. Mask both "
+    "loads with at < K.",
+    (" & (at < K)[None, :]", ""),
+)
+
+GROUPED_GEMM.slip(
+    "half_products",
+    "Each product is rounded to float16 before it is added: it may be beyond 65,504. Leave tl.dot its float32.",
+    ("tl.dot(rows, w)", "tl.dot(rows, w).to(tl.float16)"),
+)
+
+
 # 09.4 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -917,6 +1010,39 @@ GROUPED_GEMM_DW.slip(
 )
 
 
+GROUPED_GEMM_DW.slip(
+    "begin_undefined",
+    "The load of the beginning has a mask and no `other`: for expert 0 it gives anything. Say other=0.",
+    (", mask=expert > 0, other=0", ", mask=expert > 0"),
+)
+
+GROUPED_GEMM_DW.slip(
+    "dy_unmasked",
+    "x has its row mask, dy has none: zeros of x save the sum, but dy is read for nothing, and beyond its end. Mask both "
+    "loads with row < end.",
+    ("(row < end) & (j < J)", "(j < J)"),
+)
+
+GROUPED_GEMM_DW.slip(
+    "counts_its_rows_alone",
+    "The loop counts the expert's rows from 0, and `begin` is never added: as many rows as it has, but the first ones of all.",
+    ("range(begin, end,", "range(0, end - begin,"),
+    ("row < end", "row < end - begin"),
+)
+
+GROUPED_GEMM_DW.slip(
+    "x_by_dy",
+    "The product is X^T dY, [K,J], and is stored as [J,K]: dW = dY^T X, tl.dot(tl.trans(dy), x). Blocks of equal sides hide it.",
+    ("tl.dot(tl.trans(left), right)", "tl.dot(tl.trans(right), left)"),
+)
+
+GROUPED_GEMM_DW.slip(
+    "matrices_j_numbers_apart",
+    "An expert's matrix has J * K numbers: that of expert e begins at e * J * K.",
+    ("expert * J * K", "expert * J"),
+)
+
+
 # 09.5 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -1079,4 +1205,33 @@ GROUPED_SWIGLU.slip(
     "The tile crosses its expert's end: mask the rows with row < ends[expert], or the next expert's first rows get this one's "
     "matrices.",
     ("ends + expert", "ends + E - 1"),
+)
+
+GROUPED_SWIGLU.slip(
+    "without_up",
+    "silu(gate) is stored without up: multiply by it.",
+    (" * up, mask", ", mask"),
+)
+
+GROUPED_SWIGLU.slip(
+    "silu_in_each_round",
+    "silu is applied to the gate in every round, and its results are added: it is not linear, so it waits until the sum is "
+    "complete, after the loop.",
+    (
+        "gate += tl.dot(rows, tl.load(weights + at[:, None], mask=there, other=0.0))",
+        ("part = tl.dot(rows, tl.load(weights + at[:, None], mask=there, other=0.0))\ngate += part * tl.sigmoid(part)"),
+    ),
+    ("gate * tl.sigmoid(gate) * up", "gate * up"),
+)
+
+GROUPED_SWIGLU.slip(
+    "sign_of_the_exponent",
+    "The sign in the exponent is missing: sigmoid(z) is 1 / (1 + exp(-z)).",
+    ("tl.sigmoid(gate)", "tl.sigmoid(-gate)"),
+)
+
+GROUPED_SWIGLU.slip(
+    "silu_of_the_product",
+    "silu is taken of gate * up: it is of the gate alone, and up multiplies its result.",
+    ("gate * tl.sigmoid(gate) * up", "gate * up * tl.sigmoid(gate * up)"),
 )

@@ -253,6 +253,11 @@ def exact_sum(acc, products, bits):
     return together(acc, products).sum(-1)
 
 
+@ADD_LIMITED.wrong("14 bits are kept, whatever `bits` says: the unit is 2^(e - bits).")
+def always_14_bits(acc, products, bits):
+    return reference.add_limited(acc, products, 14)
+
+
 # 11.2 ----------------------------------------------------------------------------------------------------------------
 
 MATMUL_LIMITED = Exercise(
@@ -452,6 +457,51 @@ def transposed(a, b, bits, promote):
     return sum(limited(a, b, bits, promote)).T
 
 
+@MATMUL_LIMITED.wrong("128 products are promoted, whatever `promote` says: ask for it in place of 128.")
+def always_128(a, b, bits, promote):
+    return sum(limited(a, b, bits, promote and 128))
+
+
+@MATMUL_LIMITED.wrong(
+    "Every 32 products begin a new sum, so none is short by more than one step: acc goes on until `promote` products are in "
+    "it, and for None to the end."
+)
+def every_step_anew(a, b, bits, promote):
+    return sum(limited(a, b, bits, STEP))
+
+
+@MATMUL_LIMITED.wrong(
+    "The last addition, of total and acc, is add_limited's, and loses bits: return total + acc, a float32 sum."
+)
+def the_end_is_limited(a, b, bits, promote):
+    acc, total = limited(a, b, bits, promote)
+    return reference.add_limited(acc, total.unsqueeze(-1), bits)
+
+
+@MATMUL_LIMITED.wrong(
+    "The 32 products of a step are added exactly before add_limited sees them, by @ or sum: give it the products "
+    "themselves, [M,N,32], for each of them is cut."
+)
+def steps_added_exactly(a, b, bits, promote):
+    def exactly(acc, products, bits):
+        return reference.add_limited(acc, products.sum(-1, keepdim=True), bits)
+
+    return sum(limited(a, b, bits, promote, limit=exactly))
+
+
+@MATMUL_LIMITED.wrong("A step takes 16 products: it has 32.")
+def steps_of_16(a, b, bits, promote):
+    return sum(limited(a, b, bits, promote, step=16))
+
+
+@MATMUL_LIMITED.wrong(
+    "acc is promoted when the NEXT part begins, so the last part is still in it at the end: return total + acc."
+)
+def last_part_is_lost(a, b, bits, promote):
+    last = (a.shape[1] - 1) // promote * promote if promote else 0
+    return sum(limited(a, b, bits, promote, end=last))
+
+
 # 11.3 ----------------------------------------------------------------------------------------------------------------
 
 MATMUL_BLOCKSCALED = Exercise(
@@ -630,7 +680,10 @@ def scales_not_cut_to_N(x_fp8, x_scale, w_fp8, w_scale):
     return sum(partial * x_scale[:, t, None] * rows[:, t] for t, partial in partial_sums(x_fp8, w_fp8))
 
 
-@MATMUL_BLOCKSCALED.wrong("torch's @ multiplies no FP8 tensors: decode them first, x_fp8[:, s].float().")
+@MATMUL_BLOCKSCALED.wrong(
+    "torch multiplies no FP8 tensor by one of float32, and the product of two FP8 tensors has 8 bits itself: decode them "
+    "first, x_fp8[:, s].float()."
+)
 def not_decoded(x_fp8, x_scale, w_fp8, w_scale):
     return x_fp8[:, :TILE] @ w_fp8[:, :TILE].T * x_scale[:, :1]
 
@@ -643,6 +696,48 @@ def sums_in_bf16(x_fp8, x_scale, w_fp8, w_scale):
     rows, codes = per_row(w_scale, w_fp8), [one.bfloat16().split(TILE, 1) for one in (x_fp8, w_fp8)]
     partial = [(x @ w.T).float() for x, w in zip(*codes, strict=True)]
     return sum(p * x_scale[:, t, None] * rows[:, t] for t, p in enumerate(partial))
+
+
+@MATMUL_BLOCKSCALED.wrong(
+    "The product of two FP8 tensors is rounded to FP8: decode them first, x_fp8[:, s].float(), so that the sum has 24 bits."
+)
+def product_in_fp8(x_fp8, x_scale, w_fp8, w_scale):
+    rows = per_row(w_scale, w_fp8)
+    sums = [(t, partial.to(torch.float8_e4m3fn).float()) for t, partial in partial_sums(x_fp8, w_fp8)]
+    return sum(partial * x_scale[:, t, None] * rows[:, t] for t, partial in sums)
+
+
+@MATMUL_BLOCKSCALED.wrong("x's scale is that of the first tile in every tile: x_scale[:, t, None].")
+def first_tile_of_x(x_fp8, x_scale, w_fp8, w_scale):
+    rows = per_row(w_scale, w_fp8)
+    return sum(partial * x_scale[:, 0, None] * rows[:, t] for t, partial in partial_sums(x_fp8, w_fp8))
+
+
+@MATMUL_BLOCKSCALED.wrong(
+    "w's scale is that of the first tile in every tile: row n of w has w_scale[n // 128, t] there."
+)
+def first_tile_of_w(x_fp8, x_scale, w_fp8, w_scale):
+    rows = per_row(w_scale, w_fp8)
+    return sum(partial * x_scale[:, t, None] * rows[:, 0] for t, partial in partial_sums(x_fp8, w_fp8))
+
+
+@MATMUL_BLOCKSCALED.wrong(
+    "`repeat` puts all scales of a row one after the other, again and again: 0 1 2 0 1 2. Each must stand 128 times in a "
+    "row, 0 0 … 1 1 …: repeat_interleave, along K and along N."
+)
+def repeats_all_scales(x_fp8, x_scale, w_fp8, w_scale):
+    K = x_fp8.shape[1]
+    w = w_fp8.float() * w_scale.repeat(TILE, TILE)[: len(w_fp8), :K]
+    return (x_fp8.float() * x_scale.repeat(1, TILE)[:, :K]) @ w.T
+
+
+@MATMUL_BLOCKSCALED.wrong(
+    "w_scale is asked with the tile first: it has the block ROW first, w_scale[n // 128, t], and as many columns as tiles."
+)
+def tile_first(x_fp8, x_scale, w_fp8, w_scale):
+    rows = torch.arange(len(w_fp8)) // TILE
+    tiles = partial_sums(x_fp8, w_fp8)
+    return sum(partial * x_scale[:, t, None] * w_scale[t, rows][None, :] for t, partial in tiles)
 
 
 # 11.4 ----------------------------------------------------------------------------------------------------------------
