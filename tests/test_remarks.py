@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cells import Notebook
@@ -91,6 +92,12 @@ def test_a_named_tuple_is_called_a_tuple():
 @pytest.fixture
 def notebook():
     return Notebook()
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_a_number_with_an_axis_is_none_for_a_lesson_prints_it(kind):
+    made = outcome("00.1", lambda flops, nbytes: kind([flops / nbytes]))
+    assert "[1]" in made.details[0] and made.details[0].endswith("expected the number 2.66667")
 
 
 def test_numbers_and_tensors_from_outside_are_told(notebook):

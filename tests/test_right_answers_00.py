@@ -18,8 +18,8 @@ def by_numpy(f, b):
 
 
 @right("00.1")
-def by_an_array_of_one(flops, nbytes):
-    return np.array([flops / nbytes])
+def by_an_array_without_axes(flops, nbytes):
+    return np.asarray(flops / nbytes)
 
 
 @right("00.2")
