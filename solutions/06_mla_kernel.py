@@ -157,7 +157,7 @@ my_decode_block = check(decode_block)
 # | `lses` | `[N, B, H]`, the parts' log-sum-exps |
 # | result | `[B, H, C]` and `[B, H]` |
 #
-# Sequences of a batch have different lengths, so a part of a short one may be **empty**: its $\ell_i$ is $-\infty$, and nobody wrote its output, which may hold anything, NaN too. Each sequence has one part at least that is not empty. The $\ell_i$ may be large, such as 300.
+# Sequences of a batch have different lengths, so a part of a short one may be **empty**: its $\ell_i$ is $-\infty$, and nobody wrote its output, which may hold anything, NaN and infinity too. Each sequence has one part at least that is not empty. The $\ell_i$ may be large, such as 300.
 
 
 # %%
@@ -264,7 +264,7 @@ for length in (512, 4096, 32768):
     for batch in (1, 4, 32, 128):
         parts = my_choose_splits(batch, 128, length, 132)
         gain = cost(1, batch, 128, length) / cost(parts, batch, 128, length)
-        print(f"{length:6d} {batch:4d} {parts:4d} {gain:7.1f}")
+        print(f"{length:6d} {batch:4d} {parts:4.0f} {gain:7.1f}")
 parts = my_choose_splits(1, 128, 32768, 132)
 guess.compare(cost(1, 1, 128, 32768) / cost(parts, 1, 128, 32768), how="by this count")
 if not missing():
@@ -594,7 +594,7 @@ for batch in (1, 66, 128):
         parts = my_choose_splits(batch, 128, length, 132)
         most = max(1, min(math.ceil(length / 64) // 2, 128))
         gain = cost(1, batch, 128, length) / cost(parts, batch, 128, length)
-        print(f"{batch:3d} sequences of {length:4d}: {parts:3d} parts", end=" ")
+        print(f"{batch:3d} sequences of {length:4d}: {parts:3.0f} parts", end=" ")
         print(f"of {most:2d} allowed, {gain:4.1f} times faster")
 for name, one in facts.items() if not missing() else ():
     if not one.fits:
