@@ -138,6 +138,8 @@ guess = predict("At 4096 positions, expanding wins from how many tokens on?", my
 # | result $\tilde q$ | `[B, T, H, C]` |
 #
 # `torch.einsum` fits well. Each letter of its text names a dimension. A letter that is missing behind the arrow is summed over; a letter in both inputs AND behind it pairs them: `torch.einsum("nij,njk->nik", a, b)` multiplies the $n$-th matrix of `a` by the $n$-th of `b`. Here each head meets its own matrix, and $P$ is summed.
+#
+# Nothing is trained in this lesson, yet the first three checks compare gradients too: what you write could train.
 
 
 # %%
