@@ -242,9 +242,10 @@ MERGE_SPLITS = Exercise(
 @MERGE_SPLITS.inputs
 def _(r, N, B, H, C, loud, empty):
     outs, lses = r.normal(N, B, H, C), loud * r.normal(B, H) + r.normal(N, B, H)
-    if empty:  # the last parts of the last sequence: nobody wrote them
-        outs[-empty:, -1], lses[-empty:, -1] = float("nan"), -float("inf")
-        outs[-1, -1, :, 0] = float("inf")  # anything may lie there
+    if empty:  # of the last sequence, so nobody wrote there: one part in front, or several behind
+        gone = slice(0, 1) if empty == 1 else slice(-empty, None)
+        outs[gone, -1], lses[gone, -1] = float("nan"), -float("inf")
+        outs[gone, -1, :, 0] = float("inf")  # anything may lie there
     return outs, lses
 
 
@@ -439,6 +440,19 @@ def not_weighed_again(outs, lses):
     for part, log in zip(outs, lses, strict=True):
         lse = torch.logaddexp(lse, log)
         out = out + weighed((log - lse).exp()[None], part[None])
+    return out, lse
+
+
+@MERGE_SPLITS.wrong(
+    "Part by part, -inf minus -inf is NaN: while all parts so far are empty there is nothing to shrink. Take torch.where, "
+    "or the logsumexp of all parts at once."
+)
+def nothing_minus_nothing(outs, lses):
+    out, lse = torch.zeros_like(outs[0]), torch.full_like(lses[0], -float("inf"))
+    for part, log in zip(written(outs, lses), lses, strict=True):
+        new = torch.logaddexp(lse, log)
+        out = (lse - new).exp().unsqueeze(-1) * out + (log - new).exp().unsqueeze(-1) * part
+        lse = new
     return out, lse
 
 
