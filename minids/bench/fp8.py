@@ -135,11 +135,12 @@ def ours():
 def scaled_mm():
     recipes = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
 
-    def run(x, xs, w, ws, *_):
-        rows = xs.T.contiguous().T  # along the rows, as cuBLAS reads the scales of tiles
-        of_tiles = len(ws) == len(w)
-        columns = ws.T.contiguous().T if of_tiles else F.pad(ws, (0, -ws.shape[1] % 4))[:, : ws.shape[1]]
-        return F.scaled_mm(x, w.T, rows, recipes[0], columns.T, recipes[not of_tiles], output_dtype=BF16)
+    def run(x, xs, w, ws, *_):  # the layouts that torch's _scaled_block1x128_... ask for
+        rows = xs.T.contiguous().T
+        if len(ws) == len(w):
+            return F.scaled_mm(x, w.T, rows, recipes[0], ws.T.contiguous().T, recipes[0], output_dtype=BF16)
+        blocks = F.pad(ws, (0, -ws.shape[1] % 4)) if ws.shape[1] % 4 else ws
+        return F.scaled_mm(x, w.T, rows, recipes[0], blocks.T, recipes[1], output_dtype=BF16)
 
     return run
 

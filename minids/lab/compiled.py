@@ -131,15 +131,19 @@ def compile_one(wanted, path):
     except Exception as error:
         because = f"\n{error.__cause__}" if error.__cause__ else ""
         return {"error": f"{type(error).__name__}: {error}{because}"}
+    return facts_from(wanted["name"], wanted["arch"], done.metadata._asdict(), log.getvalue(), done.asm["ptx"])
+
+
+def facts_from(name, arch, metadata, log, ptx):
+    """The fields of CompiledFacts, from what Triton (`metadata`) and ptxas (`log`) say of one compilation."""
     return {
-        "kernel": wanted["name"],
-        "arch": wanted["arch"],
-        **wanted["options"],
-        "registers": max(map(int, re.findall(r"Used (\d+) registers", log.getvalue()))),
-        "spills": sum(map(int, re.findall(r"(\d+) bytes spill stores", log.getvalue()))),
-        "shared": done.metadata.shared,
-        **{name: len(re.findall(pattern, done.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()},
-        "ptx": done.asm["ptx"],
+        "kernel": name,
+        "arch": arch,
+        **{key: metadata[key] for key in ("num_warps", "num_stages", "shared")},
+        "registers": max(map(int, re.findall(r"Used (\d+) registers", log))),
+        "spills": sum(map(int, re.findall(r"(\d+) bytes spill stores", log))),
+        **{name: len(re.findall(pattern, ptx)) for name, pattern in INSTRUCTIONS.items()},
+        "ptx": ptx,
     }
 
 
