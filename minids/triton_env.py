@@ -6,11 +6,13 @@ already; so a file of kernels imports this module before triton, and `import min
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
 
 import torch
+from torch.torch_version import TorchVersion
 
 
 class TritonUnavailable(ImportError):
@@ -38,7 +40,9 @@ def mode():
 
 def require(what):
     """Raise TritonUnavailable where `what` (a few words: "the decode kernel") cannot run; else return the mode."""
-    if (how := mode()) != "absent":
+    if (how := mode()) == "interpreter" and (fault := interpreter_fault()):
+        raise TritonUnavailable(f"{what} needs Triton's interpreter, for there is no GPU, but {fault}")
+    if how != "absent":
         return how
     if not installed():
         missing = "triton is not installed"
@@ -48,6 +52,15 @@ def require(what):
         missing = "there is no GPU, and triton was imported without TRITON_INTERPRET=1"
         remedy = 'start again and import minids.triton_env before triton; or use impl="torch"'
     raise TritonUnavailable(f"{what} needs Triton, but {missing}: {remedy}")
+
+
+@functools.lru_cache
+def interpreter_fault():
+    """Why the interpreter runs no kernel with a loop here, and what to do; None where it does (triton#9171)."""
+    triton, numpy = (TorchVersion(importlib.metadata.version(name)) for name in ("triton", "numpy"))
+    if triton >= (3, 7) or numpy < (2, 4):
+        return None
+    return f"that of triton {triton} fails with numpy {numpy}: pip install 'triton>=3.7', or 'numpy<2.4'"
 
 
 @functools.lru_cache

@@ -110,7 +110,7 @@ def commands(part, minutes, options):
     if importlib.util.find_spec("pytest_timeout"):
         limits = ["--timeout", str(HANGS), "--timeout-method", "thread"]
     if importlib.util.find_spec("xdist"):  # to compile takes most of the time; a worker that dies is replaced
-        beside = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+        beside = ["-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal"]
     return [[*pytest, *limits, *timed], [*pytest, *limits, *beside, *others]]
 
 

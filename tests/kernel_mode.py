@@ -12,6 +12,8 @@ from minids import triton_env
 pytest.importorskip("triton")
 if triton_env.mode() == "absent":
     pytest.skip("triton was imported without TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True)
+if triton_env.mode() == "interpreter" and (fault := triton_env.interpreter_fault()):
+    pytest.skip(f"there is no GPU, and of the interpreter: {fault}", allow_module_level=True)
 
 DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
 MARKS = [pytest.mark.usefixtures("poison")]

@@ -7,14 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_mode import DEVICE, DTYPES, interpreted
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from minids import triton_env
-from minids.numerics import TOLERANCE, relative_error, seed_everything
-
-pytest.importorskip("triton")
-if triton_env.mode() == "absent":
-    pytest.skip("triton was imported without TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True)
 
 from minids import ModelConfig, layers, loss_kernels, run
 from minids.fp8 import layer as fp8_layer
@@ -23,11 +17,9 @@ from minids.lab import compiled
 from minids.lab.meter import call
 from minids.mla import layer as mla_layer
 from minids.moe import layer as moe_layer
+from minids.numerics import TOLERANCE, relative_error, seed_everything
 
-DEVICE = "cuda" if triton_env.mode() == "gpu" else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # `make gpu` runs all of this file
-interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="the meter counts in the interpreter; set TRITON_INTERPRET=1")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")
 SHAPES = [(1, 1, 1), (3, 5, 2), (7, 24, 33), (150, 8, 100), (5, 3, 1001), (4, 6, 8200), (3, 2, 33000)]  # M, D, V
 

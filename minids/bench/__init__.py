@@ -54,7 +54,10 @@ def refusal(name, quick=False):
     from minids import triton_env
 
     how = triton_env.mode() if name in GPU_SUITES else "gpu"
-    if how == "gpu" or (how == "interpreter" and quick):
+    if how == "interpreter" and quick:
+        fault = triton_env.interpreter_fault()
+        return fault and f"suite {name} needs Triton's interpreter, for there is no GPU, but {fault}"
+    if how == "gpu":
         return None
     if not triton_env.installed():
         return f"suite {name} needs Triton, which is not installed here (pip install triton), and a CUDA GPU"
