@@ -93,7 +93,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name, **changes):
-        """The configuration called `name` (see PRESETS), with `changes` applied; raises ConfigError."""
+        """The configuration called `name`, such as "tiny" or "deepseek-v3", with `changes`; raises ConfigError."""
         if name not in PRESETS:
             raise ConfigError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})

@@ -8,6 +8,7 @@ DIR is a run of `minids.train`, or any folder or hub id with config.json, safete
 import argparse
 import json
 import sys
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ def check_prompt(cfg, tokens, max_new_tokens):
     if not isinstance(tokens, torch.Tensor) or tokens.dim() != 2 or tokens.dtype != torch.int64 or not tokens.numel():
         given = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
         raise ValueError(f"tokens are {given}; give a [B,T] int64 tensor with at least one token")
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; give a whole number, 0 or more")
     check_vocabulary(tokens, cfg)
     T, room = tokens.shape[1], cfg.max_position_embeddings

@@ -28,7 +28,10 @@ MTP_WEIGHT = 0.3  # lambda of V3 eq. 25 for the first 10T tokens; 0.1 for the ot
 
 
 class Block(nn.Module):
-    """One layer: attention and a feed-forward, each behind a norm and added to its input; [B,T,D] to [B,T,D]."""
+    """One layer: attention and a feed-forward, each behind a norm and added to its input; [B,T,D] to [B,T,D].
+
+    `self_attn` is called as MLA is, with cos and sin [T,R/2] of rope_tables; `mlp` with [B,T,D] alone.
+    """
 
     def __init__(self, cfg, index):
         super().__init__()

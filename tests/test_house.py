@@ -5,10 +5,15 @@ import io
 import re
 import subprocess
 import sys
+import textwrap
 import tokenize
 from pathlib import Path
 
 import pytest
+import torch
+
+import minids
+from minids import data, optim
 
 ROOT = Path(__file__).parents[1]
 CODE_LINES, KERNEL_FILES_LINES = 3000, 1000  # of the core without its files of Triton kernels, and of those
@@ -174,6 +179,31 @@ def test_import_works_where_only_torch_is_installed():
 def test_import_leaves_other_packages_alone():
     names = run(COUNT)
     assert not names, f"`import minids` imports {names}; import it inside the function that needs it"
+
+
+def test_tab_completion_shows_what_is_public_and_all_of_it_is_there():
+    for package in (minids, minids.mla, minids.moe, minids.fp8):
+        names = set(dir(package))
+        lazy = names - set(package.__all__)
+        assert set(package.__all__) <= names and all("kernels" in name for name in lazy)
+        assert all(hasattr(package, name) for name in package.__all__)
+
+
+def test_the_loop_in_the_docstring_of_minids_runs():
+    block = re.search(r"\n    corpus = .*", minids.__doc__, re.DOTALL)[0].replace("stdlib", str(ROOT / "tests"))
+    torch.manual_seed(0)
+    names = {"data": data, "optim": optim, "B": 2, "T": 16, "model": minids.Transformer(minids.ModelConfig())}
+    exec(textwrap.dedent(block).replace("range(100)", "range(2)"), names)
+    assert 0 < names["nats_per_token"] < 10 and names["step"] == 1
+
+
+def test_a_wheel_has_every_file_of_the_package():
+    patterns = re.search(r"package-data\]\nminids = (.*)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    packed = {path for pattern in ast.literal_eval(patterns) for path in (ROOT / "minids").glob(pattern)}
+    packed |= {path for path in FILES if (path.parent / "__init__.py").exists()}
+    ours = {path for path in (ROOT / "minids").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    left = sorted(str(path) for path in ours - packed if not path.name.endswith((".partial.json", ".tmp")))
+    assert not left, f"a wheel lacks {left}: name them in package-data of pyproject.toml"
 
 
 # Sizes -----------------------------------------------------------------------------------------------------------

@@ -15,3 +15,7 @@ def __getattr__(name):
     if name not in ("kernels", "quantize_kernels"):
         raise AttributeError(f"minids.fp8 has no {name!r}; it has {', '.join(__all__)}, kernels and quantize_kernels")
     return importlib.import_module(f"minids.fp8.{name}")
+
+
+def __dir__():
+    return [*__all__, "kernels", "quantize_kernels"]

@@ -145,7 +145,7 @@ def say_emulated():
 
 
 class Fp8Linear(nn.Linear):
-    """nn.Linear whose three products are FP8: x [...,K] to [...,N] in product_dtype(x); see above.
+    """nn.Linear whose three products are FP8: x [...,K] to [...,N] in product_dtype(x); see help(minids.fp8.layer).
 
     Sizes need not be multiples of 128: a last tile has fewer numbers. Raises what `product` raises.
     """

@@ -15,3 +15,7 @@ def __getattr__(name):
     if name != "kernels":
         raise AttributeError(f"minids.mla has no {name!r}; it has {', '.join(__all__)} and kernels")
     return importlib.import_module("minids.mla.kernels")
+
+
+def __dir__():
+    return [*__all__, "kernels"]

@@ -15,3 +15,7 @@ def __getattr__(name):
     if name not in ("kernels", "dispatch_kernels"):
         raise AttributeError(f"minids.moe has no {name!r}; it has {', '.join(__all__)}, kernels and dispatch_kernels")
     return importlib.import_module(f"minids.moe.{name}")
+
+
+def __dir__():
+    return [*__all__, "kernels", "dispatch_kernels"]

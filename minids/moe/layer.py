@@ -30,8 +30,9 @@ class Gate(nn.Module):
     """The router: gate(x [M,D]) gives indices [M,A] int64, gates [M,A] fp32 and scores [M,E] fp32.
 
     The logits are fp32 even under autocast, and so are the bias (only of topk_method "noaux_tc") and `load` [E], the
-    number of choices of each expert in training since the last `update_bias`. A NaN logit makes its token's gates NaN,
-    and so what the token gets; its indices are experts all the same.
+    number of choices of each expert in training since the last `update_bias`. A token's choices are in no order. A NaN
+    logit makes its token's gates NaN, and so what the token gets; its indices are experts all the same. A gate of your
+    own in a MoE needs the forward alone; `load` and `update_bias` too where the model's update_expert_bias is called.
     """
 
     def __init__(self, cfg):

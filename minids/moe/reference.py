@@ -42,7 +42,8 @@ def route_v3(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Route by sigmoid scores; logits [M,E], bias [E] give indices [M,A], gates [M,A] and scores [M,E] (V3 eq. 13-16).
 
-    Only the best `topk_group` groups can be chosen from; a group's score is the sum of its two best biased scores.
+    Only the best `topk_group` groups can be chosen from; a group's score is the sum of its two best biased scores. A
+    token's choices are in no order.
     """
     scores = logits.sigmoid()
     biased = scores.detach() + bias  # for the choice alone: no gradient, and no part in the gates
