@@ -203,7 +203,7 @@ def scale_kernel(x, out, factor, BLOCK: tl.constexpr):
 my_scale = check(scale_kernel)
 
 # %% [markdown]
-# The check launched your kernel on several sizes and compared the values. It also watched every access (one outside of the tensors fails) and counted every byte (more than 1.05 times the fewest fails: the fewest for this exercise's algorithm).
+# The check launched your kernel on several sizes and compared the values. It also watched every access (one outside of the tensors fails) and counted every byte (more than 1.05 times the fewest fails: the fewest for this exercise's algorithm). And it refuses what a GPU's compiler would: a kernel sees its own arguments alone, and a function that it calls needs `@triton.jit`, too.
 #
 # This is how one launches it: the grid in brackets, then the arguments. Tensors become pointers on the way.
 

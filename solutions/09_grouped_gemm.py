@@ -339,7 +339,7 @@ for block in (16, 64, 128):
 #
 # The matrix is needed *transposed*. No need to turn a block round: `at[:, None]` and `j[None, :]` say where each of its numbers lies.
 #
-# Three edges need a mask: the expert's rows, $K$, and $J$. Masks are joined by `&`, not by `and`. The check launches the tiles in reverse order, for on a GPU any order is possible.
+# Three edges need a mask: the expert's rows, $K$, and $J$. Masks are joined by `&`, not by `and`. The check launches the tiles in reverse order, for on a GPU any order is possible, and counts bytes: a lane without a number is masked off, not sent to another one.
 
 
 # %%

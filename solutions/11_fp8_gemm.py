@@ -331,7 +331,7 @@ for n in (32, 64, 128, 256, 512):
 #
 # $$y_{mn} = \sum_t s^x_{m,t}\; s^w_{\lfloor n/128 \rfloor,\,t} \sum_{k \in t} x_{mk}\, w_{nk}$$
 #
-# (V3 report, section 3.3.2, figure 7). Here $x$ and $w$ are codes, $s^x$ and $s^w$ scales. The inner sum is the tensor core's, the outer one is in float32. Decode a slice with `.float()`: torch's `@` takes no FP8. $M$, $N$ and $K$ are any numbers.
+# (V3 report, section 3.3.2, figure 7). Here $x$ and $w$ are codes, $s^x$ and $s^w$ scales. The inner sum is the tensor core's, the outer one is in float32. Decode a slice with `.float()`: where torch's `@` takes FP8 at all, it rounds its result to FP8, too. $M$, $N$ and $K$ are any numbers.
 
 
 # %%
