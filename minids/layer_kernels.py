@@ -23,6 +23,7 @@ import triton.language as tl  # isort: skip
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 16384  # numbers in a row that RMSNorm keeps in registers
+NUMBERS = 2048  # of a program of SwiGLU, and pairs of one of RoPE
 FORWARD, BACKWARD = 32, 24  # RMSNorm's warps on a processor at once, as registers allow; they share all rows
 
 
@@ -147,8 +148,8 @@ def turn(x, cos, sin, sign):
     x = x if x.stride(3) == 1 else x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     pairs = triton.next_power_of_2(R // 2)
-    heads = min(triton.next_power_of_2(H), max(1, 2048 // pairs))
-    tokens = min(triton.next_power_of_2(T), max(1, 2048 // (pairs * heads)))
+    heads = min(triton.next_power_of_2(H), max(1, NUMBERS // pairs))
+    tokens = min(triton.next_power_of_2(T), max(1, NUMBERS // (pairs * heads)))
     sizes = {"BLOCK_P": pairs, "BLOCK_T": tokens, "BLOCK_H": heads}
     grid = (triton.cdiv(T, tokens), triton.cdiv(H, heads), B)
     rope_kernel[grid](x, cos, sin, out, T, H, *x.stride()[:3], SIGN=sign, PAIRS=R // 2, **sizes)
@@ -283,7 +284,7 @@ def row_sizes(width):
 
 
 def tiles(rows, width):
-    """(grid, {BLOCK_M, BLOCK_W}) that covers [rows,width] in tiles of 2048 numbers, few of them past its edge."""
+    """(grid, {BLOCK_M, BLOCK_W}) that covers [rows,width] in tiles of NUMBERS, few of them past its edge."""
     W = min(triton.next_power_of_2(width), 512)
-    M = 2048 // W
+    M = NUMBERS // W
     return (triton.cdiv(rows, M), triton.cdiv(width, W)), {"BLOCK_M": M, "BLOCK_W": W}

@@ -310,12 +310,14 @@ def faults(path):
         return wrong
     name, kind = f"{outcome['suite']}-{harness.slug(outcome['device'])}", "" if outcome["complete"] else ".partial"
     names = [f"{name}{own}{kind}.json" for own in ("", f"-{facts['machine']}")]
-    when, command = datetime.fromisoformat(facts["date"]), f"python -m minids.bench {outcome['suite']} "
+    suite, tuned = outcome["suite"].removeprefix("tune-"), outcome["suite"].startswith("tune-")
+    when, command = datetime.fromisoformat(facts["date"]), f"python -m minids.bench {suite} {'--tune ' * tuned}"
     rules = {
-        f"there is no suite {outcome['suite']!r}": outcome["suite"] in bench.SUITES,
+        f"there is no suite {outcome['suite']!r}": suite in bench.SUITES,
         f"it should be called {names[0]}": path.name in names,
         "its device is not where it was measured": outcome["device"] in (facts["cpu"], facts.get("gpu")),
         "--quick gives no figures": outcome["quick"] is False,
+        "what was tuned is no suite's result": tuned or "--tune" not in facts["command"],
         "it has no cases": bool(outcome["cases"]),
         "no command with --record made it": f"{facts['command']} ".startswith(command)
         and "--record" in facts["command"],
@@ -406,6 +408,8 @@ def broken(how):
         "outside its spread": lambda: form.update(median=9.0),
         "another device": lambda: outcome.update(device="Another GPU"),
         "another suite": lambda: outcome.update(suite="pretend"),
+        "tuned": lambda: facts.update(command="python -m minids.bench mla --tune --record"),
+        "not tuned": lambda: outcome.update(suite="tune-mla"),
     }[how]()
     return outcome
 
@@ -421,12 +425,16 @@ BROKEN = [
     "to come",
 ]
 BROKEN += ["quick", "no flag", "incomplete", "no cases", "no figures", "no spread", "outside its spread"]
-BROKEN += ["another device", "another suite"]
+BROKEN += ["another device", "another suite", "tuned", "not tuned"]
 
 
 def test_a_good_record_has_no_faults(tmp_path):
     write_json(tmp_path / "mla-a-gpu.json", good_record())
     assert faults(tmp_path / "mla-a-gpu.json") == []
+    tuned = good_record() | {"suite": "tune-mla"}
+    tuned["provenance"]["command"] = "python -m minids.bench mla --tune --record"
+    write_json(tmp_path / "tune-mla-a-gpu.json", tuned)
+    assert faults(tmp_path / "tune-mla-a-gpu.json") == []
     rung = {"case": "MLA", "equal_time": {"bits_per_byte": [1.9, 2.0]}}
     outcome = good_record() | {"suite": "ladder", "settings": {"seeds": 2}, "cases": [rung]}
     outcome["provenance"]["command"] = "python -m minids.bench ladder --record --minutes 9"
@@ -439,8 +447,10 @@ def test_a_good_record_has_no_faults(tmp_path):
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_bad_record_is_rejected(tmp_path, how):
-    write_json(tmp_path / "mla-a-gpu.json", broken(how))
-    assert faults(tmp_path / "mla-a-gpu.json")
+    outcome = broken(how)
+    name = "tune-mla-a-gpu.json" if how == "not tuned" else "mla-a-gpu.json"
+    write_json(tmp_path / name, outcome)
+    assert faults(tmp_path / name)
 
 
 READERS = ("minids/bench/", "minids/lab/front.py")  # front.py makes README's block, and the figure in it
