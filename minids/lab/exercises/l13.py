@@ -205,7 +205,7 @@ def norms_not_called(x, attention, feed_forward, norm_1, norm_2):
     return h + feed_forward(norm_2)
 
 
-@BLOCK_FORWARD.wrong("Only what attention found is multiplied in: a residual stream ADDS, x + attention(…).")
+@BLOCK_FORWARD.wrong("You multiply where you must add: a residual stream is x + attention(…), h + feed_forward(…).")
 def multiplied(x, attention, feed_forward, norm_1, norm_2):
     h = x * attention(norm_1(x))
     return h * feed_forward(norm_2(h))
@@ -243,9 +243,9 @@ TRAIN_STEPS = Exercise(
     train_steps,
     minutes=10,
     sizes=[
-        {"steps": 8, "tokens": 8, "experts": 8, "seed": 8, "clip": 0.5},
+        {"steps": 3, "tokens": 11, "experts": 5, "seed": 3, "clip": 0.5},  # the shortest first: it tells most apart
         {"steps": 5, "tokens": 7, "experts": 6, "seed": 2, "clip": 4.0},  # some gradients are shorter
-        {"steps": 3, "tokens": 11, "experts": 5, "seed": 3, "clip": 0.5},
+        {"steps": 8, "tokens": 8, "experts": 8, "seed": 8, "clip": 0.5},
     ],
     hints=[
         "Five things in a step, in this order: loss, gradients, their limit, the optimizers, the routers' biases. What must "
@@ -1065,3 +1065,11 @@ def stays_below(times, bits, target):
     if after in (0, len(bits)):
         return math.inf if after else float(times[0])
     return float(on_the_line(times, bits, after - 1, after, target))
+
+
+@TIME_TO_REACH.wrong(
+    "right=inf cares for a target that is never reached, but np.interp needs sorted bits, and these go up and down: walk along the "
+    "points, to the first one at or below the target."
+)
+def interp_with_an_end(times, bits, target):
+    return float(np.interp(-target, -bits.double().numpy(), times.double().numpy(), right=np.inf))
