@@ -213,7 +213,9 @@ def test_ids_are_a_lesson_and_a_number():
         lesson, number = exercise.id.split(".")
         assert len(lesson) == 2 and int(lesson) >= 0 and number == str(int(number))
     for lesson, inside in exercises.by_lesson().items():
-        assert [e.id for e in inside] == [f"{lesson}.{n}" for n in range(1, len(inside) + 1)]
+        ids = [e.id for e in inside]
+        wanted = [f"{lesson}.{n}" for n in range(1, len(inside) + 1)]
+        assert sorted(ids) == sorted(wanted), f"lesson {lesson} has {ids}; number them {wanted}"
 
 
 # What is wrong -------------------------------------------------------------------------------------------------------
@@ -221,8 +223,10 @@ def test_ids_are_a_lesson_and_a_number():
 
 @each_exercise
 def test_there_are_three_known_wrong_answers(exercise):
-    sentences = [wrong.why for wrong in exercise.wrongs]
-    assert len(sentences) >= 3 and len(set(sentences)) == len(sentences)
+    sentences = {wrong.why for wrong in exercise.wrongs}
+    alike = len(exercise.wrongs) - len(sentences)
+    assert not alike, f"{exercise.title}: {alike} wrong answers have the sentence of another; each needs its own"
+    assert len(sentences) >= 3, f"{exercise.title} has {len(sentences)} wrong answers; add others until they are 3"
 
 
 @each_wrong
