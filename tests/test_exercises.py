@@ -127,10 +127,10 @@ def assert_split(exercise, holds, sentence):
 
 @each_exercise
 def test_the_reference_passes_in_time(exercise):
-    began = time.monotonic()
+    began = time.process_time()
     outcome = judge(exercise, exercise.reference if exercise.kernel is None else exercise.kernel)
     assert outcome.verdict == PASS, outcome
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 def lesson_scope(exercise):
