@@ -32,6 +32,7 @@ class GQA(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.width, cfg.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, cache=None):
+        """See the class."""
         q, k, v = (proj(x).unflatten(-1, (-1, self.width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:

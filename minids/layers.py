@@ -44,6 +44,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x, impl="auto"):
+        """See the class."""
         return rms_norm(x, self.weight, self.eps, impl).to(product_dtype(x))
 
 
@@ -67,6 +68,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x, impl="auto"):
+        """See the class."""
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x), impl))
 
 

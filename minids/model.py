@@ -41,6 +41,7 @@ class Block(nn.Module):
         self.mlp = MoE(cfg) if cfg.is_moe_layer(index) else SwiGLU(cfg.hidden_size, cfg.intermediate_size)
 
     def forward(self, x, cos, sin, cache=None):
+        """See the class."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -56,6 +57,7 @@ class MTP(Block):
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(D, eps)})
 
     def forward(self, embedded, h, cos, sin, cache=None):
+        """See the class."""
         x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(h)], -1))
         return self.shared_head["norm"](super().forward(x, cos, sin, cache))
 

@@ -155,6 +155,7 @@ class Fp8Linear(nn.Linear):
         become_fp8(self, power_of_2, impl)
 
     def forward(self, x):
+        """See the class."""
         y = outside_of_graphs(x, self.weight, self.weight_scale_inv, None, self.power_of_2, self.impl)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

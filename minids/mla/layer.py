@@ -50,6 +50,7 @@ class MLA(nn.Module):
         self.o_proj = nn.Linear(H * cfg.v_head_dim, D, bias=cfg.attention_bias)
 
     def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
+        """See the class."""
         check_choice(form, impl)
         q_nope, q_rope = self.queries(x, cos, sin, impl)
         latents = self.latents(x, cos, sin, impl)

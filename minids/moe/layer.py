@@ -46,6 +46,7 @@ class Gate(nn.Module):
         self.register_buffer("load", torch.zeros(E, dtype=torch.float32), persistent=False)
 
     def forward(self, x):
+        """See the class."""
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())
         routed = self.route(logits)
@@ -104,6 +105,7 @@ class Experts(nn.Module):
             nn.init.normal_(weight, std=0.02)
 
     def forward(self, x, indices, gates, impl="auto"):
+        """See the class."""
         check(x, indices, gates, self.gate_up_proj, impl)
         dtype, weights = product_dtype(x), (self.gate_up_proj, self.down_proj)
         x = x.to(dtype)
@@ -271,6 +273,7 @@ class MoE(nn.Module):
         self.balance_loss = None
 
     def forward(self, x, impl="auto"):
+        """See the class."""
         rows = x.flatten(0, 1)
         indices, gates, scores = self.gate(rows)
         out = self.experts(rows, indices, gates, impl).reshape(x.shape)
