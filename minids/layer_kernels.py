@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -147,11 +147,11 @@ def turn(x, cos, sin, sign):
     B, T, H, R = x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    pairs = triton.next_power_of_2(R // 2)
-    heads = min(triton.next_power_of_2(H), max(1, NUMBERS // pairs))
-    tokens = min(triton.next_power_of_2(T), max(1, NUMBERS // (pairs * heads)))
+    pairs = next_power_of_2(R // 2)
+    heads = min(next_power_of_2(H), max(1, NUMBERS // pairs))
+    tokens = min(next_power_of_2(T), max(1, NUMBERS // (pairs * heads)))
     sizes = {"BLOCK_P": pairs, "BLOCK_T": tokens, "BLOCK_H": heads}
-    grid = (triton.cdiv(T, tokens), triton.cdiv(H, heads), B)
+    grid = (cdiv(T, tokens), cdiv(H, heads), B)
     rope_kernel[grid](x, cos, sin, out, T, H, *x.stride()[:3], SIGN=sign, PAIRS=R // 2, **sizes)
     return out
 
@@ -274,17 +274,17 @@ def row_tiles(rows, width, where, warps):
     """
     sizes = row_sizes(width)
     programs = max(warps // sizes["num_warps"], 1) * triton_env.gpu(where)[1]
-    return sizes, min(triton.cdiv(rows, sizes["BLOCK_M"]), programs)
+    return sizes, min(cdiv(rows, sizes["BLOCK_M"]), programs)
 
 
 def row_sizes(width):
     """Sizes, stages and warps for rows of `width` numbers: 16 of them a thread, 32 of more than 8192."""
-    D = triton.next_power_of_2(width)
+    D = next_power_of_2(width)
     return {"BLOCK_M": max(1, 2048 // D), "BLOCK_D": D, "STAGES": 2, "num_warps": min(16, max(4, D // 512))}
 
 
 def tiles(rows, width):
     """(grid, {BLOCK_M, BLOCK_W}) that covers [rows,width] in tiles of NUMBERS, few of them past its edge."""
-    W = min(triton.next_power_of_2(width), 512)
+    W = min(next_power_of_2(width), 512)
     M = NUMBERS // W
-    return (triton.cdiv(rows, M), triton.cdiv(width, W)), {"BLOCK_M": M, "BLOCK_W": W}
+    return (cdiv(rows, M), cdiv(width, W)), {"BLOCK_M": M, "BLOCK_W": W}

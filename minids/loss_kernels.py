@@ -20,7 +20,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -94,7 +94,7 @@ def cross_entropy_(logits, targets, gradient=True):
 def blocks(V):
     """{BLOCK, num_warps} for rows of V logits."""
     whole = WHOLE if V % 16 == 0 else WHOLE // 2  # accesses of single numbers take more registers
-    size = triton.next_power_of_2(V)
+    size = next_power_of_2(V)
     if size > whole:
         return {"BLOCK": PIECE, "num_warps": 8}
     return {"BLOCK": size, "num_warps": min(16, max(4, size // 2048))}
@@ -134,7 +134,7 @@ class LinearCrossEntropyByKernel(torch.autograd.Function):
 
 def logits_buffer(M, V, dtype, device):
     """(logits [rows,V], rows) of a chunk: a tenth of M rows, between FEWEST and MOST; rows begin at 16 numbers."""
-    width = triton.cdiv(V, 16) * 16  # else wide loads and tensor cores would not take an odd V
+    width = cdiv(V, 16) * 16  # else wide loads and tensor cores would not take an odd V
     rows = min(M, MOST, max(FEWEST, M * V // (10 * width) // FEWEST * FEWEST))
     return torch.empty(rows, width, dtype=dtype, device=device)[:, :V], max(rows, 1)
 

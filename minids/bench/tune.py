@@ -150,6 +150,7 @@ def mla_trials(quick):
         "blocks", {"BLOCK_H": 32, "num_warps": 8}, *(tile(n=n, stages=s, SWAP=False) for n, s in ((64, 2), (32, 4)))
     )
     few += of("blocks", tile(n=32, stages=5, SWAP=False), tile(n=16, stages=8, SWAP=False), tile(warps=8, SWAP=False))
+    few += [{"blocks": tile(n=n, stages=stages, SWAP=False), "choose_splits": 2} for n, stages in ((64, 2), (32, 3))]
     parts = [{"choose_splits": splits} for splits in (2, 3, 4)]
     more = [{"choose_splits": splits} for splits in (8, 16, 32, 64, 128)]
     shapes = [(128, 4096, 128, many + parts), (128, 4096, 16, few + parts), (1, 32768, 128, more), (1, 32768, 16, more)]

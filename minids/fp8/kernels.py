@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
 from minids.grouped_kernels import band, expert_rows
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -109,11 +109,11 @@ def launch(x, x_scale, w, w_scale, y, experts="none", ends=None):
     # Loads of 16 bytes need rows that begin at a multiple of 16. Others are copied, with zeros at their end.
     x, w = (F.pad(t.view(torch.uint8), (0, -K % TILE)).view(E4M3) if K % 16 else t.contiguous() for t in (x, w))
     sizes = config(M // E if experts == "rows" else M, triton_env.gpu(x.device)[0], blocks)
-    slots = M // sizes["BLOCK_M"] + E if experts == "rows" else triton.cdiv(M, sizes["BLOCK_M"])
+    slots = M // sizes["BLOCK_M"] + E if experts == "rows" else cdiv(M, sizes["BLOCK_M"])
     if y.numel():
-        matmul_kernel[(slots * triton.cdiv(N, TILE), E if experts == "sum" else 1)](
+        matmul_kernel[(slots * cdiv(N, TILE), E if experts == "sum" else 1)](
             x, x_scale, w, w_scale, ends, y, M, N, x.shape[1], *x_scale.stride(), *w_scale.stride()[:-2] or (0,),
-            *w_scale.stride()[-2:], E=E, BLOCK_E=triton.next_power_of_2(E), EXPERTS=experts, BLOCKS=blocks,
+            *w_scale.stride()[-2:], E=E, BLOCK_E=next_power_of_2(E), EXPERTS=experts, BLOCKS=blocks,
             EVEN=x.shape[1] % TILE == 0, TILE=TILE, WIDE=not triton_env.compiles(), **sizes,
         )  # fmt: skip
     return y
@@ -192,8 +192,8 @@ def check_scaled(name, codes, scale, dims, tiles=False, blocks=False):
     wanted = f"{' or '.join(map(str, dims))} dimensions of float8_e4m3fn"
     need(codes.dim() in dims and codes.dtype == E4M3, f"{given}; give {wanted} and their scales")
     *batch, N, K = codes.shape
-    rows = [N] * tiles + [triton.cdiv(N, TILE)] * blocks
-    good = [[*batch, n, triton.cdiv(K, TILE)] for n in rows]
+    rows = [N] * tiles + [cdiv(N, TILE)] * blocks
+    good = [[*batch, n, cdiv(K, TILE)] for n in rows]
     fits = list(scale.shape) in good and scale.dtype == torch.float32
     need(fits, f"{given}; the scales must be {' or '.join(map(str, good))} float32")
 

@@ -24,7 +24,7 @@ import torch
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
 from minids.fp8.kernels import E4M3, TILE, check, check_ends, check_numbers, check_scaled, decode
 from minids.grouped_kernels import expert_rows
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -154,18 +154,18 @@ def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=Fals
     """The results of `tiles_kernel`: codes and scales of tiles along rows, then along columns, as asked for."""
     M, E, out = len(x), 1 if ends is None else len(ends), [None] * 4
     block = TILE if columns else 32
-    slots = triton.cdiv(M, block) if ends is None else M // TILE + E
+    slots = cdiv(M, block) if ends is None else M // TILE + E
     x, width = x if x.stride(1) == 1 else x.contiguous(), M if ends is None else slots * TILE
     if ends is not None:
         check_ends(ends, E)
     if rows:
-        out[:2] = x.new_empty(M, K, dtype=E4M3), x.new_empty(triton.cdiv(K, TILE), M, dtype=torch.float32).T
+        out[:2] = x.new_empty(M, K, dtype=E4M3), x.new_empty(cdiv(K, TILE), M, dtype=torch.float32).T
     if columns:
         out[2:] = x.new_empty(K, width, dtype=E4M3), x.new_empty(slots, K, dtype=torch.float32).T
     if K and slots:
-        tiles_kernel[(slots, triton.cdiv(K, TILE))](
+        tiles_kernel[(slots, cdiv(K, TILE))](
             x, x_scale, x[:, K:] if swiglu else None, gates, ends, *out, M, K, x.stride(0), width, E=E,
-            BLOCK_E=triton.next_power_of_2(E), BLOCK=block, TILE=TILE, POWER=power_of_2,
+            BLOCK_E=next_power_of_2(E), BLOCK=block, TILE=TILE, POWER=power_of_2,
             BITS=by_bits(x.device), num_warps=WARPS if columns else 4,
         )  # fmt: skip
     return tuple(t for t in out if t is not None)
@@ -204,7 +204,7 @@ def quantize_blocks(w, power_of_2=False, transposed=False):
     check("the FP8 quantiser", w)
     check_numbers("w", w, [2, 3])
     w, (*E, N, K), out = w.contiguous(), w.shape, []
-    high, wide = triton.cdiv(N, TILE), triton.cdiv(K, TILE)
+    high, wide = cdiv(N, TILE), cdiv(K, TILE)
     for codes, scales in (((N, K), (high, wide)), ((K, N), (wide, high)))[: 1 + transposed]:
         out += [w.new_empty(*E, *codes, dtype=E4M3), w.new_empty(*E, *scales, dtype=torch.float32)]
     if w.numel():
@@ -237,5 +237,5 @@ def dequantize_blocks(w_fp8, w_scale, dtype=torch.bfloat16):
     check_numbers("w", out, [2, 3])
     if out.numel():
         w, scale, sizes = w_fp8.contiguous(), w_scale.contiguous(), {"TILE": TILE, "WIDE": not triton_env.compiles()}
-        dequantize_kernel[(triton.cdiv(N, 32), triton.cdiv(K, TILE), *E)](w, scale, out, N, K, **sizes)
+        dequantize_kernel[(cdiv(N, 32), cdiv(K, TILE), *E)](w, scale, out, N, K, **sizes)
     return out

@@ -28,7 +28,7 @@ import functools
 import torch
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -121,7 +121,7 @@ def decode(q, latents, lengths, scale, rank, splits=None):
     out, lse = q.new_empty(*shape, rank), q.new_empty(shape, dtype=torch.float32)
     part, part_lse = (out, lse) if splits == 1 else partial(B, splits, rows, rank, q.device)
     padded = {"BLOCK_C": block(rank), "BLOCK_R": block(width - rank)}
-    grid = (triton.cdiv(rows, config["BLOCK_H"]), splits, B)  # blocks of one sequence run together and share its rows
+    grid = (cdiv(rows, config["BLOCK_H"]), splits, B)  # blocks of one sequence run together and share its rows
     if out.numel():
         decode_kernel[grid](
             q, latents, lengths, part, part_lse, scale * LOG2_E, rows, heads, S, latents.stride(0), splits,
@@ -177,11 +177,11 @@ def choose_splits(batch, rows, length, processors):
     queries, write its result in fp32 and read that to merge: at 64 rows (T*H) 4.6 times the bytes of 64 latents of
     512+64. Estimated from bytes, not measured yet.
     """
-    programs, walked = batch * triton.cdiv(rows, 64), triton.cdiv(length, 64)
+    programs, walked = batch * cdiv(rows, 64), cdiv(length, 64)
     extra = 1 + min(rows, 64) / 14
 
     def cost(splits):
-        return triton.cdiv(programs * splits, processors) * (triton.cdiv(walked, splits) + extra * (splits > 1))
+        return cdiv(programs * splits, processors) * (cdiv(walked, splits) + extra * (splits > 1))
 
     return min(range(1, min(walked // 2, MOST_SPLITS) + 1), key=cost, default=1)
 
@@ -213,7 +213,7 @@ def merge_kernel(part, part_lse, out, lse, rows, splits, C: tl.constexpr, BLOCK_
 def merge(part, part_lse, out, lse):
     """Fill out [B,...,C] and lse [B,...] from part [B,splits,rows,C] fp32 and part_lse [B,splits,rows]."""
     B, splits, rows, C = part.shape
-    sizes = {"BLOCK_C": block(C), "BLOCK_S": triton.next_power_of_2(splits)}
+    sizes = {"BLOCK_C": block(C), "BLOCK_S": next_power_of_2(splits)}
     merge_kernel[(rows, B)](part, part_lse, out, lse, rows, splits, C=C, num_warps=4 if C > 128 else 1, **sizes)
 
 
@@ -224,4 +224,4 @@ def partial(B, splits, rows, C, where):
 
 def block(size):
     """The power of 2 that holds `size`, at least 16: what the sides of a `tl.dot` must have."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power_of_2(size))

@@ -17,7 +17,7 @@ of reference.py. To see it as an error would be to wait for the GPU in every lay
 import torch
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -61,7 +61,7 @@ def dispatch_plan(indices, n_experts):
     given = f"indices are {list(indices.shape)} {indices.dtype}"
     need(indices.dim() == 2 and indices.dtype in (torch.int32, torch.int64), f"{given}; give [M,A] int32 or int64")
     need(0 < n_experts < 4096, f"there are {n_experts} experts; a plan is made for 1 to 4095")
-    N, A, tiles = indices.numel(), max(indices.shape[1], 1), max(triton.cdiv(indices.numel(), TILE), 1)
+    N, A, tiles = indices.numel(), max(indices.shape[1], 1), max(cdiv(indices.numel(), TILE), 1)
     counts = indices.new_empty(n_experts, tiles, dtype=torch.int32)
     order, token, place = (indices.new_empty(shape, dtype=torch.int64) for shape in (N, N, indices.shape))
     chosen, sizes = indices.contiguous(), {"E": n_experts, "TILE": TILE}
@@ -92,7 +92,7 @@ def combine(y, place):
     (M, A), D = place.shape, y.shape[1]
     need(y.device == place.device, f"y is on {y.device} and place on {place.device}; put both on one device")
     out = y.new_empty(M, D)
-    wide = min(triton.next_power_of_2(D), 1024)
-    grid = (triton.cdiv(M, 2048 // wide), triton.cdiv(D, wide))
+    wide = min(next_power_of_2(D), 1024)
+    grid = (cdiv(M, 2048 // wide), cdiv(D, wide))
     combine_kernel[grid](y.contiguous(), place.contiguous(), out, M, D=D, A=A, BLOCK_M=2048 // wide, BLOCK_D=wide)
     return out

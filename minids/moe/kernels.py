@@ -30,7 +30,7 @@ import torch
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
 from minids.grouped_kernels import band, expert_rows
-from minids.triton_env import need
+from minids.triton_env import cdiv, need, next_power_of_2
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -111,7 +111,7 @@ def blocks(kind, rows, width, dtype, arch):
         m, n, k, warps, stages = 128, widest, 64, 8, 5 if kind == "dw" else 4
     else:
         m, n, k, warps, stages = 128, 64 if kind == "up" else 128, 32, 8, 4
-    n = min(n, max(32, triton.next_power_of_2(width)))
+    n = min(n, max(32, next_power_of_2(width)))
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
@@ -119,7 +119,7 @@ def blocks(kind, rows, width, dtype, arch):
 def tiling(kind, N, E, width, dtype, where):
     """(grid, sizes) of the kernel `kind` for N rows of E experts, `width` columns in the result."""
     sizes = {"E": E, **blocks(kind, N / E, width, dtype, triton_env.gpu(where)[0])}
-    return ((N // sizes["BLOCK_M"] + E) * triton.cdiv(width, sizes["BLOCK_N"]),), sizes
+    return ((N // sizes["BLOCK_M"] + E) * cdiv(width, sizes["BLOCK_N"]),), sizes
 
 
 @triton.jit(do_not_specialize=["A"])
@@ -241,7 +241,7 @@ def down_backward(dout, down_proj, gates, pre, order, ends):
     wide = check("the experts' backward pass", floats, fit, expected, gates, order, ends)
     d_pre, act = pre.new_empty(N, 2 * F), pre.new_empty(N, F)
     grid, sizes = tiling("back", N, E, F, dout.dtype, dout.device)
-    parts = dout.new_zeros(triton.cdiv(F, sizes["BLOCK_N"]), N, dtype=torch.float32)  # not each choice has a row
+    parts = dout.new_zeros(cdiv(F, sizes["BLOCK_N"]), N, dtype=torch.float32)  # not each choice has a row
     inputs = dout.contiguous(), down_proj.contiguous(), gates.contiguous(), pre, order, ends
     down_backward_kernel[grid](*inputs, d_pre, act, parts, N, gates.shape[1], D, F, WIDE=wide, **sizes)
     return d_pre, act, parts.sum(0).view(gates.shape)
@@ -284,6 +284,6 @@ def grouped_gemm_dw(x, dy, ends, x_token=None, dy_token=None):
     sizes, dw = blocks("dw", 0, K, x.dtype, triton_env.gpu(x.device)[0]), x.new_empty(E, J, K)
     if x_token is None and dy_token is None:  # rows that are found by an index are not in all stages: these are
         sizes["num_stages"] = min(sizes["num_stages"], 4)
-    grid = (E * triton.cdiv(J, sizes["BLOCK_M"]) * triton.cdiv(K, sizes["BLOCK_N"]),)
+    grid = (E * cdiv(J, sizes["BLOCK_M"]) * cdiv(K, sizes["BLOCK_N"]),)
     dw_kernel[grid](x.contiguous(), dy.contiguous(), ends, x_token, dy_token, dw, K, J, WIDE=wide, **sizes)
     return dw
