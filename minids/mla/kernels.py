@@ -154,8 +154,8 @@ def check(q, latents, lengths, scale, rank, splits):
 def blocks(rows, dtype, arch):
     """How `decode_kernel` is compiled for `rows` = T*H on `arch` (90 is Hopper): sizes, warps, stages.
 
-    With 512 + 64 numbers a row, 64 queries and 2 stages of 64 positions are 216 KiB of Hopper's 227 KiB of shared
-    memory, and their sums are half of its registers. tests/test_compiled.py holds that each fits, and spills nothing.
+    With 512 + 64 numbers a row, 64 queries, 2 stages of 64 positions and their weights are 224 KiB of Hopper's 227 KiB
+    of shared memory, and their sums are half of its registers. tests/test_compiled.py holds that each fits, and spills nothing.
     """
     swap = arch // 10 == 9 and rows <= 32 and dtype != torch.float32
     if dtype == torch.float32:  # no tensor cores
