@@ -155,7 +155,8 @@ def blocks(rows, dtype, arch):
     """How `decode_kernel` is compiled for `rows` = T*H on `arch` (90 is Hopper): sizes, warps, stages.
 
     With 512 + 64 numbers a row, 64 queries, 2 stages of 64 positions and their weights are 224 KiB of Hopper's 227 KiB
-    of shared memory, and their sums are half of its registers. tests/test_compiled.py holds that each fits, and spills nothing.
+    of shared memory, and their sums are half of its registers. tests/test_compiled.py holds that each fits, and spills
+    nothing (for Blackwell three numbers that the loop does not need).
     """
     swap = arch // 10 == 9 and rows <= 32 and dtype != torch.float32
     if dtype == torch.float32:  # no tensor cores
