@@ -3,6 +3,7 @@
 import io
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ def test_prefill_once_then_one_token_at_a_time():
     assert generate(model, torch.tensor([[3, 4, 5]]), 4).tolist() == [[3, 4, 5, 6, 7, 8, 9]]
     assert model.calls == [3, 1, 1, 1] and model.training
     assert generate(model, torch.tensor([[3]]), 0).tolist() == [[3]]
+    assert generate(model, torch.tensor([[3]]), np.int64(2)).tolist() == [[3, 4, 5]]
 
 
 @pytest.mark.parametrize("attention", ["mla", "gqa", "mha"])
