@@ -3,11 +3,11 @@
     make gpu                     or, where torch and Triton are and this package's environment is not:
     python3 tests/gpu_run.py [PART ...] [--minutes N] [--out DIR] [--quick]
 
-PART is tests or a suite of minids.bench; without one all of them run. Each is a process by itself, ended after its
-time: a kernel that hangs, or that reads where no memory is, takes its process along and nothing else. What a part
-prints is shown and kept in DIR (runs/gpu), as PART.log, with PART.json of a suite and a copy of the records that are
-written into minids/bench/records. --minutes shares the time among the parts; a suite begins no case after its own.
---quick is tiny, and runs without a GPU: it shows that all parts begin and end, and records nothing.
+PART is tests, a suite of minids.bench, or tune (its --tune); without one all of them run. Each is a process by itself,
+ended after its time: a kernel that hangs, or that reads where no memory is, takes its process along and nothing else.
+What a part prints is shown and kept in DIR (runs/gpu), as PART.log, with PART.json of a suite and a copy of the records
+that are written into minids/bench/records. --minutes shares the time among the parts; a suite begins no case after its
+own. --quick is tiny, and runs without a GPU: it shows that all parts begin and end, and records nothing.
 
 Exit status: 0, 1 where a part failed, 2 without a GPU.
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "minids" / "bench" / "records"
 PARTS = {"tests": 4.0, "mla": 2.5, "moe": 2.5, "fp8": 2.5, "train": 4.0, "attention": 1.5, "layers": 1.5}  # minutes
-PARTS["ladder"] = 5.0  # of which it takes the first to read all Python packages that are installed
+PARTS |= {"ladder": 5.0, "tune": 3.5}  # the ladder first reads all Python packages that are installed
 BEGINS = 0.75  # of its time in which a suite begins cases; the rest is for the last one
 HANGS = 180  # seconds after which a test is ended, and the others go on
 
@@ -100,7 +100,8 @@ def commands(part, minutes, options):
     python = [sys.executable, "-m"]
     if part != "tests":
         flags = ["--quick"] if options.quick else ["--record", "--minutes", f"{BEGINS * minutes:.2f}"]
-        return [[*python, "minids.bench", part, *flags, "--json", str(options.out / f"{part}.json")]]
+        what = "--tune" if part == "tune" else part
+        return [[*python, "minids.bench", what, *flags, "--json", str(options.out / f"{part}.json")]]
     marks = re.compile(r"mark\.gpu|kernel_mode")
     marked = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if marks.search(path.read_text("utf-8"))]
     timed = [str(path.relative_to(ROOT)) for path in marked if "bench" in path.name]  # alone on the GPU

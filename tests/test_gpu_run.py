@@ -8,6 +8,8 @@ import gpu_run
 import pytest
 import torch
 
+from minids.bench import GPU_SUITES
+
 
 @pytest.fixture
 def parts(monkeypatch, tmp_path):
@@ -61,6 +63,9 @@ def test_what_is_run(tmp_path):
     (suite,) = gpu_run.commands("mla", 4.0, options)
     expected = ["minids.bench", "mla", "--record", "--minutes", "3.00", "--json", str(tmp_path / "mla.json")]
     assert suite[2:] == expected
+    (tune,) = gpu_run.commands("tune", 4.0, options)
+    assert tune[2:] == ["minids.bench", "--tune", *expected[2:5], "--json", str(tmp_path / "tune.json")]
+    assert set(gpu_run.PARTS) == {"tests", *GPU_SUITES, "ladder", "tune"}
     alone, beside = gpu_run.commands("tests", 4.0, options)
     assert alone[2:6] == ["pytest", "-q", "-m", "gpu"] and "tests/test_bench_gpu.py" in alone
     assert {"tests/test_kernels.py", "tests/test_moe_kernels.py", "tests/test_loss_kernels.py"} <= {*beside}

@@ -51,7 +51,8 @@ def one_part(exercise, seen):
         if all(high[i] - low[i] <= 1e-5 * abs(high[i]) for i in wrong):
             words = " and ".join(f"{names[i]} is always {low[i].item():.4g} times what it should be" for i in wrong)
             return f"The {words}, the rest is right: a constant factor is missing there, or one too many."
-    return f"Only {' and '.join(names[i] for i in wrong)} is wrong, the rest is right in every case."
+    verb = "is" if len(wrong) == 1 else "are"
+    return f"Only {' and '.join(names[i] for i in wrong)} {verb} wrong, the rest is right in every case."
 
 
 def wrong_parts(seen):
