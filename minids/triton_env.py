@@ -85,7 +85,7 @@ def need(condition, message):
 
 
 def cdiv(a, b):
-    """ceil(a / b) of integers, for wrappers: triton.cdiv takes 70 times as long, as it also serves inside kernels."""
+    """ceil(a / b) of integers, for wrappers: triton.cdiv, which also serves inside kernels, is much slower."""
     return -(-a // b)
 
 

@@ -206,7 +206,7 @@ text = load_text(vocab_size=cfg.vocab_size)
 run = SimpleNamespace(model=model.train())
 run.optimizers = optim.build_optimizers(model, 0.01, 0.01, weight_decay=0.1)
 batches = [data.batch(text.tokens, step, 1, 4, 64) for step in range(4 if fast() else 12)]
-nats = my_train_steps(run, batches, bias_rate=0.001, clip=1.0)
+nats = my_train_steps(run, batches, 0.001, 1.0)
 bits = nats / torch.log(torch.tensor(2.0)) / text.bytes_per_token
 print("bits per byte, step by step:", ", ".join(f"{b:.2f}" for b in bits))
 

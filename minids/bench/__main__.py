@@ -49,7 +49,7 @@ def main(arguments=None):
             failed.append(name)
             if not isinstance(error, harness.BenchError):
                 traceback.print_exc()
-            if begun := outcomes.get(f"tune-{name}" if options.tune else name):
+            if begun := outcomes.get(key(name, options)):
                 print(tables.table(begun), flush=True)
             print(f"minids.bench: {name}: {error}", file=sys.stderr, flush=True)
     if len(outcomes) > 1:
@@ -81,6 +81,11 @@ def describe(name):
     return (importlib.import_module(SUITES[name]).__doc__ or name).splitlines()[0]
 
 
+def key(name, options):
+    """Where the result of a suite stands among the others."""
+    return f"tune-{name}" if options.tune else name
+
+
 def run(name, options, outcomes, until):
     """Run one suite: its result is written after each case, and printed as a table."""
     load = harness.load_average()
@@ -91,7 +96,7 @@ def run(name, options, outcomes, until):
 
     def save(outcome):
         outcome["provenance"] |= {"command": command, "load_before": load}
-        outcomes[outcome["suite"]] = outcome
+        outcomes[key(name, options)] = outcome
         if options.json:
             write_json(options.json, outcomes)
         if options.record and outcome["cases"]:
