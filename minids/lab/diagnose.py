@@ -6,7 +6,7 @@ import torch
 
 from minids.lab import compare, form, launching, mishaps, partly
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, observe, same_values
+from minids.lab.observe import expected, observe_known, same_values
 from minids.lab.partly import flat_pairs, tensors, value_is_right
 
 NAN = (
@@ -31,7 +31,7 @@ def does_the_same(exercise, seen, wrong):
     """Whether a known wrong answer gives what was seen, case by case; if no value is wrong, errors word by word."""
     wrong_values, same_words = 0, True
     for observation in seen:
-        theirs = what_it_does(exercise, wrong, observation.case)
+        theirs = observe_known(exercise, wrong, observation.case)
         if (theirs.call.error is None) != (observation.call.error is None) or theirs.failed != observation.failed:
             return False
         if theirs.call.error is not None:
@@ -43,14 +43,6 @@ def does_the_same(exercise, seen, wrong):
         else:
             wrong_values += observation.failed
     return wrong_values > 0 or same_words
-
-
-def what_it_does(exercise, wrong, case):
-    """The Observation of a known wrong answer, made once: a learner checks again and again, and a launch takes time."""
-    key = id(wrong), case.label
-    if key not in exercise.observed:
-        exercise.observed[key] = observe(exercise, wrong.fn, case)
-    return exercise.observed[key]
 
 
 def alike(exercise, ours, theirs):

@@ -7,8 +7,7 @@ from itertools import permutations
 
 import torch
 
-from minids.lab import compare
-from minids.lab.observe import expected, options
+from minids.lab.observe import expected, is_right
 
 MOST = 5  # parts or axes, of which all orders are tried
 
@@ -48,16 +47,16 @@ def orders(count):
 
 def becomes_right(seen, change):
     """Whether change(result, what was expected) is right in every case."""
-    return all(map(lambda o: is_right(o, change), seen))
+    return all(right_after(observation, change) for observation in seen)
 
 
-def is_right(observation, change):
+def right_after(observation, change):
     want = expected(observation.exercise, observation.case)[0]
     try:
         got = change(observation.call.value, want)
     except Exception:  # the result has no such parts, axes or numbers
         return False
-    return compare.difference(got, want, **options(observation)) is None
+    return is_right(observation, got)
 
 
 def each_part(got, want, change):

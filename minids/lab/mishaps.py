@@ -2,9 +2,8 @@
 
 import torch
 
-from minids.lab import compare
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, observe, options
+from minids.lab.observe import expected, is_right, observe_known
 
 
 def asks_a_tensor(exercise, seen):
@@ -38,7 +37,7 @@ def as_a_known_one(exercise, seen):
     if exercise.kernel is not None or not isinstance(error, RuntimeError | IndexError):
         return None
     for wrong in exercise.wrongs:
-        theirs = observe(exercise, wrong.fn, seen[0].case).call.error
+        theirs = observe_known(exercise, wrong, seen[0].case).call.error
         if type(theirs) is type(error) and str(theirs) == words:
             return f"Perhaps this: {wrong.why}"
     return None
@@ -56,7 +55,7 @@ def says(seen, *texts):
 def right_but_for_nan(observation):
     """Whether a result is wrong, and right once it is NaN where that is wanted."""
     want = expected(observation.exercise, observation.case)[0]
-    if compare.difference(observation.call.value, want, **options(observation)) is None:
+    if is_right(observation, observation.call.value):
         return False
     wanted, got = tensors(want), tensors(observation.call.value)
     if not any(w.is_floating_point() and w.isnan().any() for w in wanted):
@@ -67,7 +66,7 @@ def right_but_for_nan(observation):
         return False
     mended = [torch.where(w.isnan(), torch.nan, g.float()).to(g.dtype) for g, w in zip(got, wanted, strict=True)]
     mended = mended[0] if isinstance(want, torch.Tensor) else mended
-    return compare.difference(mended, want, **options(observation)) is None
+    return is_right(observation, mended)
 
 
 def tensors(value):

@@ -10,7 +10,7 @@ import torch
 
 from minids.lab import compare
 from minids.lab.exercise import leaves
-from minids.lab.observe import expected, options
+from minids.lab.observe import expected, is_right, options
 
 ROUNDINGS = {
     "down to a whole number": math.floor,
@@ -87,8 +87,7 @@ def has_fraction(observation):
 
 
 def value_is_right(observation):
-    want = expected(observation.exercise, observation.case)[0]
-    return compare.difference(observation.call.value, want, **options(observation)) is None
+    return is_right(observation, observation.call.value)
 
 
 def numbers(seen):
