@@ -331,7 +331,7 @@ for block in (16, 64, 256, 1024, 4096):
 # | `weight` | pointer to `N` numbers |
 # | `y` | pointer to the result, whose rows have no gaps: row $i$ begins at $i$ · `N` |
 # | `eps` | a number |
-# | `BLOCK` | the power of two from `N` on |
+# | `BLOCK` | the smallest power of two that is not below `N` |
 #
 # `tl.num_programs(0)` is $P$, and `tl.sqrt` takes roots.
 
@@ -723,8 +723,10 @@ for name, trips in (("separate", 7), ("fused", 2)):
 #
 # Each begins with `import minids`.
 #
-# 1. `minids.layer_kernels.silu_mul(gate, up)` is SwiGLU's middle as a kernel. How many bytes does it move for two float32 tensors `[64, 384]`, and how many do torch's operations `F.silu(gate) * up`? Use `minids.lab.meter` and the class `Operations` above. <details><summary>expected</summary>294,912 (three tensors of 98,304 bytes) against 491,520 (five): 5/3 = 1.67 times.</details>
-# 2. A block of the transformer adds, then normalises: `h = x + a`, `y = rms_norm(h)`, and needs both `h` and `y`. Write ONE kernel for it. What is the fewest number of trips, and what are an add and your `rms_norm_kernel` one after the other? <details><summary>expected</summary>4 (read x and a, write h and y) against 3 + 2 = 5: 5/4 = 1.25 times, the weight left out.</details>
+# 1. `silu_mul(gate, up)` of `minids.layer_kernels` is SwiGLU's middle as a kernel. How many bytes does it move for two float32 tensors `[64, 384]`, and how many do torch's operations `F.silu(gate) * up`? Count with `meter` (`from minids.lab import meter`, `with meter() as m:`, then `m.bytes`) and the class `Operations` above.
+# <details><summary>Expected</summary>294,912 (three tensors of 98,304 bytes) against 491,520 (five): 5/3 = 1.67 times.</details>
+# 2. A block of the transformer adds, then normalises: `h = x + a`, `y = rms_norm(h)`, and needs both `h` and `y`. Write ONE kernel for it (`from minids.lab.tiles import tl, triton`), and count its bytes for float32 tensors `[32, 1000]`. What is the fewest number of trips, and what are an add and your `rms_norm_kernel` one after the other?
+# <details><summary>Expected</summary>4 (read x and a, write h and y) against 3 + 2 = 5: 5/4 = 1.25 times, the weight left out. One program moves 516,000 bytes: 4 tensors of 128,000, and the weight, 4,000.</details>
 
 # %%
 status()

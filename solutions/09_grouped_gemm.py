@@ -950,9 +950,9 @@ else:
 # Each begins with `import minids`.
 #
 # 1. Older layers give each expert room for `1.25 n / E` rows and drop what exceeds it. Take `minids.moe.reference`, 64 experts, top-6, 1,024 tokens, scores drawn at random, to which `2 * (e < 8)` is added before the top-k. What share of the choices is dropped? (Seed 0, `torch.randn`.)
-# <details><summary>Expected</summary>More than half: each of the eight favoured experts has several hundred rows, and room for 120. V3 drops none.</details>
-# 2. Let V3's router be fair. With tiles of 128 rows, how many tokens does a layer need so that less than 10% of the multiply-adds are padding? Simulate with `dispatch_plan`, then derive it: how large is an expert's padding on average?
-# <details><summary>Expected</summary>About 18,000. What is left over in a last tile is anything from 0 to 127 with nearly equal chance, so an expert has about 64 rows of padding, whatever its load. Its rows are 8 T / 256 = T / 32, and of T / 32 + 64 = 640 rows, at T = 18,432, that is 64/640 = 10%. (One layer on one GPU; over more GPUs, each has fewer experts and the tokens of all.)</details>
+# <details><summary>Expected</summary>3,533/6,144 = 57.5%: each of the eight favoured experts has 548 rows or more, and room for 120; the others have 45 at most. V3 drops none.</details>
+# 2. Let V3's router be fair, `torch.rand(M, 256).topk(8)`, and all experts be on one GPU. With tiles of 128 rows, how many tokens does a layer need so that less than 10% of the multiply-adds are padding? Derive it: how large is an expert's padding on average? Then simulate with `dispatch_plan`, every 512 tokens from 8,192 to 24,576.
+# <details><summary>Expected</summary>64 rows, half a tile, if all remainders are equally likely. An expert has 8 M / 256 = M / 32 rows, and of M / 32 + 64 = 640 rows that is 64/640 = 10%: M = 18,432. The simulation is a saw about that: a fair router's loads scatter by about √(M / 32) rows (24 there), far less than a tile, so most last tiles are about equally full. At 13,312 tokens an expert has 416 rows and 89 of padding on average, 89/505 = 18%; at 15,360 it has 480 and 41, 41/521 = 8%. The share falls below a tenth first at about 11,000 tokens, and stays below from about 22,000 on.</details>
 
 # %%
 status()

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 import minids
-from minids import accounting
+from minids import accounting, lab, layers, mla, moe, triton_env
+from minids.lab.tiles import tl, triton
+from minids.numerics import TOLERANCE, relative_error
 
+interpreted = pytest.mark.skipif(
+    triton_env.mode() != "interpreter" or bool(triton_env.interpreter_fault()), reason="the meter needs the interpreter"
+)
 SOLUTIONS = Path(__file__).resolve().parents[1] / "solutions"
 
 
@@ -34,17 +41,171 @@ def test_00_2_tokens_per_second_and_the_cache_that_weighs_as_much():
 
 # 03 ---------------------------------------------------------------------------------------------------------------
 
+
+def test_03_1_a_narrower_latent_saves_cache_and_parameters():
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 8, "n_routed_experts": 0}
+    sizes |= {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    configs = [minids.ModelConfig.preset("tiny", **sizes, kv_lora_rank=rank) for rank in (4, 8, 16, 48)]
+    cached = [accounting.kv_elements_per_token(cfg) // 2 for cfg in configs]
+    assert says("03", "{}, {}, {} and {} numbers per token and layer".format(*cached))
+    least, *_, most = (accounting.parameters(cfg).total for cfg in configs)
+    assert says("03", f"{most - least:,} parameters fewer")
+
+
+def test_03_2_the_gqa_in_place_of_kimi_k2_s_mla():
+    cfg = minids.ModelConfig.preset("kimi-k2")
+    heads = (n for n in range(1, cfg.num_attention_heads + 1) if cfg.num_attention_heads % n == 0)
+    options = ({"attention": "gqa", "num_key_value_heads": n, "head_dim": cfg.v_head_dim} for n in heads)
+    rivals = (minids.ModelConfig.preset("kimi-k2", **option) for option in options)
+    kept = accounting.kv_elements_per_token(cfg)
+    gqa = next(rival for rival in rivals if accounting.kv_elements_per_token(rival) >= kept)
+    assert says("03", f"One with {gqa.num_key_value_heads} heads", f"{kept // cfg.num_hidden_layers} numbers in a")
+    ours, theirs = (cfg.max_position_embeddings * accounting.kv_bytes_per_token(one) / 1e9 for one in (cfg, gqa))
+    assert says("03", f"{cfg.max_position_embeddings:,} tokens", f"MLA takes {ours:.1f} GB, that GQA {theirs:.1f} GB")
+
+
 # 04 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_04_1_a_prompt_in_pieces():
+    cfg, forms = minids.ModelConfig.preset("deepseek-v3"), ("expanded", "absorbed")
+    sizes = {"H": cfg.num_attention_heads, "C": cfg.kv_lora_rank, "R": cfg.qk_rope_head_dim}
+    sizes |= {"P": cfg.qk_nope_head_dim, "V": cfg.v_head_dim}
+
+    def piece(n, end):
+        return min(minids.mla.reference.decode_flops(form, **sizes, T=n, S=end) for form in forms)
+
+    tera = {n: sum(piece(n, end) for end in range(n, 4097, n)) / 1e12 for n in (16, 64, 256, 1024, 4096)}
+    best = min(tera, key=tera.get)
+    assert says("04", f"{best}, with {tera.pop(best):.2f} TFLOP")
+    assert says("04", "{:.2f}, {:.2f}, {:.2f} and {:.2f}".format(*tera.values()))
+
+
+def test_04_2_the_crossover_of_small_and_of_a_narrow_latent():
+    cfg = minids.ModelConfig.preset("small")
+    C, P, V = cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.v_head_dim
+    wide, narrow = (minids.mla.reference.crossover(rank, P, V, 2048) for rank in (C, 64))
+    assert P == V and says("04", f"C = {C} and P = V = {P}: the crossover is at {wide:.1f} new tokens")
+    assert 2 * 64 == P + V and says("04", f"it is at S = {narrow:,.0f}")
+
 
 # 05 ---------------------------------------------------------------------------------------------------------------
 
+
+@interpreted
+def test_05_1_swiglu_as_one_kernel_moves_three_tensors():
+    from minids.layer_kernels import silu_mul
+
+    gate, up = torch.randn(2, 64, 384)
+    with lab.meter() as m:
+        y = silu_mul(gate, up)
+    assert relative_error(y, F.silu(gate) * up) < TOLERANCE[torch.float32]
+    assert m.bytes == 3 * y.nbytes and not m.out_of_bounds
+    assert says("05", f"{m.bytes:,} (three tensors of {y.nbytes:,} bytes)", f"{5 * y.nbytes:,} (five)", f"{5 / 3:.2f}")
+
+
+@triton.jit
+def add_norm_kernel(x, a, weight, h, y, M, N, eps, BLOCK: tl.constexpr):
+    """h = x + a and y = rms_norm(h), rows p, p + P, ... of M; a block holds a row."""
+    column = tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        at = row * N + column
+        value = tl.load(x + at, mask=inside, other=0.0) + tl.load(a + at, mask=inside, other=0.0)
+        tl.store(h + at, value, mask=inside)
+        r = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+        tl.store(y + at, value * r * w, mask=inside)
+
+
+@interpreted
+def test_05_2_add_and_norm_in_one_kernel_make_four_trips():
+    (M, N), weight = (32, 1000), torch.rand(1000)
+    x, a = torch.randn(2, M, N)
+    h, y = torch.full((2, M, N), torch.nan)
+    with lab.meter() as m:
+        add_norm_kernel[(1,)](x, a, weight, h, y, M, N, 1e-5, BLOCK=1024)
+    assert torch.equal(h, x + a)
+    assert relative_error(y, layers.rms_norm(h, weight, 1e-5)) < TOLERANCE[torch.float32]
+    assert m.bytes == 4 * x.nbytes + weight.nbytes and not m.out_of_bounds
+    assert says("05", f"{m.bytes:,} bytes: 4 tensors of {x.nbytes:,}, and the weight, {weight.nbytes:,}")
+
+
 # 06 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_06_1_a_shared_prompt_is_read_once():
+    users, heads, shared, own, C, R = 10, 4, 200, 50, 32, 16
+    q, prompt, rows = (torch.randn(n, m, C + R).double() for n, m in ((users, heads), (1, shared), (users, own)))
+    scale = (C + R) ** -0.5
+    both = torch.cat([prompt.expand(users, -1, -1), rows], 1)
+    want, _ = mla.reference.decode_block(q, both, scale, C)
+    out, lse = mla.reference.decode_block(q.view(1, users * heads, -1), prompt, scale, C)
+    parts = (out.view(users, heads, C), lse.view(users, heads)), mla.reference.decode_block(q, rows, scale, C)
+    got, _ = mla.reference.merge_splits(*(torch.stack(results) for results in zip(*parts, strict=True)))
+    assert relative_error(got, want) < 1e-14
+    plain, fewer = 1000 * (2000 + 500), 2000 + 1000 * 500
+    assert says("06", f"{plain:,}/{fewer:,} = {plain / fewer:.2f} times", f"{plain * (512 + 64) * 8 / 1e9:.1f} GB")
+
+
+def test_06_2_a_cache_that_fills_an_h200_and_one_long_sequence():
+    cfg, h200 = minids.ModelConfig.preset("deepseek-v3"), accounting.GPUS["H200"]
+    each = accounting.kv_bytes_per_token(cfg, torch.bfloat16)
+    assert says("06", f"{each:,} bytes a position over {cfg.num_hidden_layers} layers")
+    assert says("06", f"{h200.memory / each / 1e6:.1f} million positions fill {h200.memory / 1e9:.0f} GB")
+    seconds = 131_072 * each / h200.bandwidth
+    assert says("06", f"{131_072 * each / 1e9:.1f} GB: {1e3 * seconds:.1f} ms, {1 / seconds:.0f} tokens a second")
+
 
 # 07 ---------------------------------------------------------------------------------------------------------------
 
 # 08 ---------------------------------------------------------------------------------------------------------------
 
 # 09 ---------------------------------------------------------------------------------------------------------------
+
+
+def loads_of(indices, experts):
+    """How many rows each expert has, by the plan."""
+    ends = moe.reference.dispatch_plan(indices, experts).ends
+    return torch.diff(ends, prepend=ends.new_zeros(1))
+
+
+def test_09_1_what_room_for_a_fixed_number_of_rows_drops():
+    generator = torch.Generator().manual_seed(0)  # the same numbers as after torch.manual_seed(0)
+    scores = torch.randn(1024, 64, generator=generator) + 2 * (torch.arange(64) < 8)
+    loads, room = loads_of(scores.topk(6).indices, 64), int(1.25 * 1024 * 6 / 64)
+    dropped, n = (loads - room).clamp(min=0).sum().item(), 1024 * 6
+    assert says(
+        "09",
+        f"{dropped:,}/{n:,} = {dropped / n:.1%}: each",
+        f"{loads[:8].min()} rows or more, and room for {room}; the others",
+    )
+    assert says("09", f"the others have {loads[8:].max()} at most")
+
+
+def padding(tokens, block=128, experts=256, top_k=8):
+    """(rows, rows of padding) of an expert, on average: the loads of a fair router are binomial."""
+    mean = tokens * top_k / experts
+    spread = int(8 * mean**0.5)  # farther from the mean there is nothing
+    loads = torch.arange(int(mean) - spread, int(mean) + spread, dtype=torch.float64)
+    chance = torch.tensor(top_k / experts, dtype=torch.float64)
+    chances = torch.distributions.Binomial(tokens, chance).log_prob(loads).exp()
+    return mean, block * (chances * (loads / block).ceil()).sum().item() - mean
+
+
+def test_09_2_a_fair_router_s_padding_goes_up_and_down():
+    loads = loads_of(torch.rand(13_312, 256).topk(8).indices, 256)
+    simulated = (128 * (loads / 128).ceil() - loads).mean().item()
+    assert abs(simulated - padding(13_312)[1]) < 9  # five times what the mean of 256 experts scatters by
+    assert says("09", f"M = {32 * (640 - 64):,}", f"√(M / 32) rows ({(640 - 64) ** 0.5:.0f} there)")
+    rows, idle = padding(13_312)
+    assert says("09", f"an expert has {rows:.0f} rows and {idle:.0f} of padding", f"{idle:.0f}/{rows + idle:.0f} = ")
+    rows, idle = padding(15_360)
+    assert says("09", f"it has {rows:.0f} and {idle:.0f}, {idle:.0f}/{rows + idle:.0f} = ")
+    below = {tokens: 9 * idle < rows for tokens in range(8192, 32768, 256) for rows, idle in [padding(tokens)]}
+    first, last = min(tokens for tokens in below if below[tokens]), max(tokens for tokens in below if not below[tokens])
+    assert says("09", f"first at about {round(first, -3):,} tokens", f"from about {round(last, -3):,} on")
+
 
 # 10 ---------------------------------------------------------------------------------------------------------------
 
@@ -55,3 +216,15 @@ def test_00_2_tokens_per_second_and_the_cache_that_weighs_as_much():
 # 13 ---------------------------------------------------------------------------------------------------------------
 
 # 14 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_14_1_kimi_k2_by_its_configuration():
+    cfg = minids.ModelConfig.preset("kimi-k2")
+    total, active = accounting.parameters(cfg)
+    more = accounting.active_with_embedding(cfg)
+    assert says("14", f"{total / 1e9:,.1f} billion parameters, {active / 1e9:.1f} active ({more / 1e9:.1f} with the")
+    assert says("14", f"{accounting.kv_bytes_per_token(cfg):,} bytes")
+    flops = accounting.train_flops_per_token(cfg, 4096)
+    hours = accounting.gpu_hours(15e12 * flops, 0.4, "H800")
+    assert says("14", f"{flops / 1e9:.1f} GFLOPs", f"{hours / 1e6:.2f} million GPU-hours")
+    assert says("14", f"{2 * hours / 1e6:.2f} million dollars")
