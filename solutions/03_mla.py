@@ -550,7 +550,7 @@ print(f"the cache of GQA by force, without training: {forced[64] - whole:+.4f}")
 # - Compare runs of the same seed: they saw the same data. What a seed changes for all kinds alike cancels out.
 # - "With every seed" is weak evidence too. If two kinds were equally good, three seeds would agree by luck in one race out of four ($2 \cdot \tfrac12 \cdot \tfrac12 \cdot \tfrac12$).
 # - A model that learns with few heads from the start can arrange itself with them: compare the gaps with the last line.
-# - Two layers, seconds of training and pieces of 128 tokens ask little of attention. DeepSeek-V2 ranks in words, for far larger models, MLA above MHA, MHA above GQA, and GQA above MQA (its table 1); your race can neither confirm nor refute that.
+# - Two layers, seconds of training and pieces of 128 tokens ask little of attention. DeepSeek-V2 ranks in words, for far larger models, MLA above MHA, MHA above GQA, and GQA above MQA (its table 1); your race can neither confirm nor refute that. Lesson 13's ladder, larger and longer, may order them otherwise.
 #
 # What it can show is the size of what is at stake: a quarter of the cache, for the gap that is printed above.
 
@@ -711,8 +711,10 @@ for name, model in (("V2", v2), ("V3", v3)):
 #
 # Each begins with `import minids`.
 #
-# 1. Train MLA with `kv_lora_rank` 4, 8, 16 and 48, three seeds each. Where does the loss leave the spread? Compare that rank with the one that you found for the baseline's best directions.
-# 2. Write `accounting`-style code that finds, for a config and a number of cached numbers per layer, the GQA with the next larger cache. Which GQA replaces the MLA of Kimi K2 (`minids.ModelConfig.preset("kimi-k2")`), and how many bytes would a context of its `max_position_embeddings` tokens take in each?
+# 1. Train MLA with `kv_lora_rank` 4, 8, 16 and 48, three seeds each (twelve runs; the race had eight), with this lesson's `train` and `bits`. A config is `dataclasses.replace(configs["MLA"], kv_lora_rank=4)`; `resized` would set 48 again. Where does the loss leave the spread, if it does? Compare that rank with the number of best directions that you found for the baseline.
+# <details><summary>Expected</summary>Compare runs of the same seed, as in the race. The caches have 20, 24, 32 and 64 numbers per token and layer, for the 16 of the rope key stay; the model with 4 has 33,880 parameters fewer than that with 48. The two numbers need not agree: the baseline's directions were looked for after training, and carry its positions too; MLA learns its own, and has positions in the rope key.</details>
+# 2. Write a function that finds, for a config with MLA, the GQA with the smallest cache that is not smaller than MLA's. Its heads are `v_head_dim` wide, and the number of key and value heads divides `num_attention_heads`. Which GQA replaces the MLA of Kimi K2 (`minids.ModelConfig.preset("kimi-k2")`), and how many bytes does a context of its `max_position_embeddings` tokens take in each, in bfloat16?
+# <details><summary>Expected</summary>One with 4 heads: MLA caches 576 numbers in a layer, 2 heads of 128 cache 512, 3 do not divide 64, and 4 cache 1,024. With 131,072 tokens and 61 layers MLA takes 9.2 GB, that GQA 16.4 GB.</details>
 
 # %%
 status()

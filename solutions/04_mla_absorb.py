@@ -666,8 +666,10 @@ for name, cfg in (("deepseek-v3", v3), ("tiny", tiny)):
 #
 # Each begins with `import minids`.
 #
-# 1. A prompt of 4,096 tokens is read in pieces of $n$ tokens, each after what is cached. With `minids.mla.reference.decode_flops` and V3's sizes, add up all pieces for $n$ = 16, 64, 256, 1024 and 4096, each piece in its cheaper form. Which $n$ is cheapest, and what does that say about reading prompts in small pieces?
-# 2. Time `minids.mla.MLA` with the config `minids.ModelConfig.preset("small")` in `form="expanded"` and `form="absorbed"` for 1 to 512 new tokens. Compute its crossover first. Then take $C = 64$ (`kv_lora_rank=64`): what happens to the crossover, and does the clock agree?
+# 1. A prompt of 4,096 tokens is read in pieces of $n$ tokens, each after what is cached. With `minids.mla.reference.decode_flops` and V3's sizes, add up all pieces of one layer for $n$ = 16, 64, 256, 1024 and 4096, each piece in its cheaper form ($T = n$; $S$ is what is cached then, the piece itself too). Which $n$ is cheapest, and what does that say about reading prompts in small pieces?
+# <details><summary>Expected</summary>1024, with 1.20 TFLOP; the others, in their order, take 2.48, 2.51, 1.90 and 1.51. Small pieces absorb, and that is dear for a prompt. Large ones expand: each expands what is cached before it again, and the largest computes the most scores that the mask hides. So pieces may be small enough for memory, but not smaller than about the crossover.</details>
+# 2. Time `minids.mla.MLA` with the config `minids.ModelConfig.preset("small")` in `form="expanded"` and `form="absorbed"` for 1 to 512 new tokens, which are the last of 2,048 positions (like `one_token` above, with `cache.length = cache.max_len - T`). Compute its crossover first. Then take $C = 64$ (`kv_lora_rank=64`): what happens to the crossover, and does the clock agree?
+# <details><summary>Expected</summary>C = 128 and P = V = 64: the crossover is at 120.5 new tokens. With C = 64, 2C − P − V is 0, and it is at S = 2,048: by FLOPs absorbing never loses. The clock may disagree, for the forms are made differently: the expanded one uses torch's fused attention, the absorbed one writes all H·T·S scores to memory, the more the more new tokens there are.</details>
 
 # %%
 status()

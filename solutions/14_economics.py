@@ -112,7 +112,7 @@ print(f"V3's module for predicting a second token: {mtp.total / 1e9:.2f} B of it
 print(f"{(mtp.total - 2 * v3.hidden_size**2) / 1e9:.2f} B without its projection")
 
 # %% [markdown]
-# Two conventions, both called "active": without the input embedding, and with it. V3's "37 billion" (its report) and V2-Lite's "2.4 billion" (2405.04434) fit the first; with the embedding they would round to 38 and 2.7. DeepSeek's own file on the weights (README_WEIGHTS.md) says 36.7B with embedding AND head in it, which is neither; and 11.5B for the module that predicts a second token (**MTP**), which comes out without one projection. So: before comparing two models by active parameters, ask who counted.
+# Two conventions, both called "active": without the input embedding, and with it. V3's "37 billion" (its report) fits the first, and so does V2-Lite's "2.4 billion" (2405.04434), if its 2.45 were cut and not rounded; with the embedding they would be 38 and 2.7. DeepSeek's own file on the weights (README_WEIGHTS.md) says 36.7B with embedding AND head in it, which is neither; and 11.5B for the module that predicts a second token (**MTP**), which comes out without one projection. So: before comparing two models by active parameters, ask who counted.
 
 # %% [markdown]
 # ## Exercise 2 · FLOPs of training
@@ -221,7 +221,7 @@ def training_cost(flops_per_token, tokens, peak, mfu, price):
 my_training_cost = check(training_cost)
 
 # %% [markdown]
-# V3's report has the hours (table 1, H800 cards) and takes 2 dollars for each. The ISCA paper has the speed on 2,048 cards (table 4; it also sets the attention's whole square beside the causal half). Hours, speed and the configuration are all published, so each can be held against the other two. R1's hours are second-hand: the press about the supplement of its paper in Nature (asiadaily.org/news/7927), which gives 294K dollars in all.
+# V3's report has the hours (table 1, H800 cards) and takes 2 dollars for each. The ISCA paper has the speed on 2,048 cards (table 4; it also sets the attention's whole square beside the causal half). Hours, speed and the configuration are all published, so each can be held against the other two. R1's hours are second-hand: the press about the supplement of its paper in Nature (asiadaily.org/news/7927), which gives 202K, 10K and 82K dollars, 294K in all.
 
 # %%
 hours = {"pre-training": 2664e3, "longer context": 119e3, "after-training": 5e3}  # V3, table 1
@@ -438,7 +438,7 @@ for width in (7000, v3.hidden_size):  # the paper says 7K
 #
 # **Questions.** With 4,096 tokens of context, for how many users is V3 cheaper per token than the dense 72B, which is a ninth of its size? (The next cell searches, and asks it again with the 72B in FP8.) What does a context of 64K change, and for whom most?
 #
-# <details><summary>Answers</summary>The lines cross twice. For a handful of users V3 reads fewer bytes (37 GB against 143 for one); then most of its experts are read, and it is dearer up to about 500 users, from where on its smaller cache decides. At 64K the caches weigh more: the dense models' are 4.7 (72B) and 7.3 times (405B) as large per token, so their lines end early, and V3 is the cheaper one for any number of users that fits.</details>
+# <details><summary>Answers</summary>The lines cross twice. For a handful of users V3 reads fewer bytes (37 GB of weights against 143 for one); then most of its experts are read, and it is dearer up to about 500 users, from where on its smaller cache decides. At 64K the caches weigh more: the dense models' are 4.7 (72B) and 7.3 times (405B) as large per token, so their lines end early, and V3 is the cheaper one for any number of users that fits.</details>
 
 
 # %%
@@ -650,7 +650,7 @@ print(f"LLaMA-3.1-405B's training: {meta:.1f} GWh by its card; V3's at the same 
 print(f"(an assumption: none is published): {total_hours * 700 / 1e9:.2f} GWh")
 
 # %% [markdown]
-# At the roofline of an H200 (last column, short contexts): one user needs few bytes, and with thousands, as in training, arithmetic sets the time; at both ends the time falls as the FLOPs do. In between, at some dozens, most experts are read for a few tokens each, and the time is nearly that of a dense model as large; look for the same hump in the measurement. And all of it must sit in powered memory. A fair rival is a dense model **as good**, not as large; which one that is, no table of parameters says.
+# At the roofline of an H200 (last column, short contexts): one user needs few bytes, and with thousands, as in training, arithmetic sets the time; at both ends the time falls as the FLOPs do. In between, at some dozens, most experts are read for a few tokens each, and the time is nearly that of a dense model as large; look for the same hump in the measurement, where a single token's time is that of many small calls, too. And all of it must sit in powered memory. A fair rival is a dense model **as good**, not as large; which one that is, no table of parameters says.
 
 # %% [markdown]
 # ### 5 · "FP8 allows faster computation on older hardware"
@@ -746,7 +746,8 @@ for busy in (1.0, 0.5, 0.1):
 #
 # Each begins with `import minids`.
 #
-# 1. Price the next model: save its `config.json` and open it with `cfg = minids.ModelConfig.from_hf("config.json")` (DeepSeek's family opens; for others fill in a `ModelConfig` by hand, as `accounting.published` does). Parameters, cache, GFLOPs per token, dollars for 15 trillion tokens at an MFU of 0.4. Which figure of its own page can you reproduce?
+# 1. Price the next model: save its `config.json` and open it with `cfg = minids.ModelConfig.from_hf("config.json")` (what is built as V2 or V3 opens, Kimi K2 too; for V3.2 and others fill in a `ModelConfig` by hand, as `accounting.published` does). Parameters, cache, GFLOPs per token at 4,096, dollars for 15 trillion tokens on H800 cards at an MFU of 0.4 and 2 dollars. Which figure of its own page can you reproduce?
+# <details><summary>Expected</summary>Try your code on <code>minids.ModelConfig.preset("kimi-k2")</code>: 1,026.4 billion parameters, 31.7 active (32.9 with the embedding); 70,272 bytes; 205.5 GFLOPs; 2.16 million GPU-hours, 4.33 million dollars. Its README has 1T and 32B: without the embedding, as V3's.</details>
 # 2. Take the next headline about a model's cost. Write its arithmetic in ten lines of Python, with a comment for each assumption that you had to make. Which one moves the result most?
 
 # %%

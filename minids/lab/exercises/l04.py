@@ -586,23 +586,31 @@ def cost(form, expanded, absorbed):
     return expanded if form == "expanded" else absorbed
 
 
+def count(form, H, C, R, P, V, T, S, rows=None, columns=None, width=None, pairs=None):
+    """The FLOPs with a part replaced: rows that meet kv_b, what it makes of each; width of scores and sums, pairs."""
+    rows = cost(form, S, T) if rows is None else rows
+    columns = P + V if columns is None else columns
+    width = cost(form, P + R + V, C + R + C) if width is None else width
+    return 2 * H * (rows * C * columns + (T * S if pairs is None else pairs) * width)
+
+
 @DECODE_FLOPS.wrong(
     "You expand the cache once for every QUERY: keys and values of a position are the same for all T, so S·C·(P+V) has no T."
 )
 def expanded_for_each_query(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, T * S * (C * (P + V) + P + R + V), T * (C * (P + V) + S * (2 * C + R)))
+    return count(form, H, C, R, P, V, T, S, rows=cost(form, T * S, T))
 
 
 @DECODE_FLOPS.wrong(
     "You expand the T new positions only: the cache holds latents, not keys, so all S are expanded at every step. That is the whole trouble."
 )
 def only_new_expanded(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, T * C * (P + V) + T * S * (P + R + V), T * (C * (P + V) + S * (2 * C + R)))
+    return count(form, H, C, R, P, V, T, S, rows=T)
 
 
 @DECODE_FLOPS.wrong("Expanding is forgotten: keys and values must be made of the S latents, S·C·(P+V) for a head.")
 def nothing_expanded(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, T * S * (P + R + V), T * (C * (P + V) + S * (2 * C + R)))
+    return count(form, H, C, R, P, V, T, S, rows=cost(form, 0, T))
 
 
 @DECODE_FLOPS.wrong("That is one head: all H of them are computed.")
@@ -619,35 +627,35 @@ def multiply_adds(form, H, C, R, P, V, T, S):
     "The absorbed form's price is forgotten: its scores are over C+R numbers and its sums over C, not over P+R and V."
 )
 def narrow_absorbed(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * C * (P + V) + T * S * (P + R + V))
+    return count(form, H, C, R, P, V, T, S, width=P + R + V)
 
 
 @DECODE_FLOPS.wrong(
     "The absorbed scores are over C+R numbers: the latent's C and the rope key's R, added. You count C alone."
 )
 def absorbed_without_rope(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * C * (P + V) + T * S * 2 * C)
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + R + V, 2 * C))
 
 
 @DECODE_FLOPS.wrong(
     "The absorbed form sums latents, C numbers for each query and position; V numbers are what the projection makes at the end."
 )
 def absorbed_sums_values(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * C * (P + V) + T * S * (C + R + V))
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + R + V, C + R + V))
 
 
 @DECODE_FLOPS.wrong(
     "Exercises 1 and 2 are not free: W_UK on each query and W_UV on each sum are T·C·(P+V) multiply-adds a head."
 )
 def absorbing_is_free(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * S * (2 * C + R))
+    return count(form, H, C, R, P, V, T, S, rows=cost(form, S, 0))
 
 
 @DECODE_FLOPS.wrong(
     "Only the query is absorbed in your count: W_UV on each sum is T·C·V more; likewise expanding makes values too."
 )
 def keys_only(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * P + T * S * (P + R + V), T * C * P + T * S * (2 * C + R))
+    return count(form, H, C, R, P, V, T, S, columns=P)
 
 
 @DECODE_FLOPS.wrong("RoPE's part of the scores is forgotten: they are over P+R numbers in one form, C+R in the other.")
@@ -659,12 +667,12 @@ def rope_forgotten(form, H, C, R, P, V, T, S):
     "The sums have RoPE's columns in them: scores are over C+R numbers, but only C of them are summed, so 2C+R together."
 )
 def rope_twice(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R + V), T * (C * (P + V) + S * 2 * (C + R)))
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + R + V, 2 * (C + R)))
 
 
 @DECODE_FLOPS.wrong("The sum over positions is forgotten: scores are half of attention, V (or C) numbers come after.")
 def scores_only(form, H, C, R, P, V, T, S):
-    return 2 * H * cost(form, S * C * (P + V) + T * S * (P + R), T * (C * (P + V) + S * (C + R)))
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + R, C + R))
 
 
 @DECODE_FLOPS.wrong("The two forms are exchanged: the expanded one has S·C·(P+V), the absorbed one T·C·(P+V).")
@@ -682,30 +690,11 @@ def always_absorbed(form, H, C, R, P, V, T, S):
     return reference.decode_flops("absorbed", H, C, R, P, V, T, S)
 
 
-def counted(expanded, absorbed, pairs=lambda T, S: T * S, all_heads=True):
-    """The count whose work with kv_b is expanded or absorbed(C, R, P, V, T, S) a head, of pairs(T, S) of both."""
-
-    def answer(form, H, C, R, P, V, T, S):
-        once = cost(form, expanded, absorbed)(C, R, P, V, T, S)
-        return 2 * ((H if all_heads else 1) * once + H * pairs(T, S) * cost(form, P + R + V, 2 * C + R))
-
-    return answer
-
-
-def of_positions(C, R, P, V, T, S):
-    return S * C * (P + V)
-
-
-def of_queries(C, R, P, V, T, S):
-    return T * C * (P + V)
-
-
 @DECODE_FLOPS.wrong(
     "You leave out the scores that the mask hides: a plain product computes them all, T·S pairs, and the text counts them."
 )
 def seen_pairs_alone(form, H, C, R, P, V, T, S):
-    pairs = counted(of_positions, of_queries, lambda T, S: T * S - T * (T - 1) // 2)
-    return pairs(form, H, C, R, P, V, T, S)
+    return count(form, H, C, R, P, V, T, S, pairs=T * S - T * (T - 1) // 2)
 
 
 @DECODE_FLOPS.wrong("S counts the new tokens already: the T queries are among the S positions, so do not add T to S.")
@@ -715,25 +704,24 @@ def new_ones_added(form, H, C, R, P, V, T, S):
 
 @DECODE_FLOPS.wrong("The queries look at T positions in your count: at all S, the cached ones too, so T·S pairs.")
 def new_positions_alone(form, H, C, R, P, V, T, S):
-    return counted(of_positions, of_queries, lambda T, S: T * T)(form, H, C, R, P, V, T, S)
+    return count(form, H, C, R, P, V, T, S, pairs=T * T)
 
 
 @DECODE_FLOPS.wrong(
     "Absorbing is done for the T queries, once each: T·C·(P+V). With S you count the absorbed form as if it expanded too."
 )
 def absorbed_for_positions(form, H, C, R, P, V, T, S):
-    return counted(of_positions, of_positions)(form, H, C, R, P, V, T, S)
+    return count(form, H, C, R, P, V, T, S, rows=S)
 
 
 @DECODE_FLOPS.wrong("The rope columns are not made by kv_b: it has P+V rows a head, without R.")
 def rope_expanded(form, H, C, R, P, V, T, S):
-    answer = counted(lambda C, R, P, V, T, S: S * C * (P + R + V), lambda C, R, P, V, T, S: T * C * (P + R + V))
-    return answer(form, H, C, R, P, V, T, S)
+    return count(form, H, C, R, P, V, T, S, columns=P + R + V)
 
 
 @DECODE_FLOPS.wrong("kv_b has rows for every head: its products count H times too, as scores and sums do.")
 def kv_b_of_one_head(form, H, C, R, P, V, T, S):
-    return counted(of_positions, of_queries, all_heads=False)(form, H, C, R, P, V, T, S)
+    return count(form, H, C, R, P, V, T, S, rows=0) + 2 * cost(form, S, T) * C * (P + V)
 
 
 @DECODE_FLOPS.wrong(
@@ -746,9 +734,7 @@ def shared_by_heads(form, H, C, R, P, V, T, S):
 
 @DECODE_FLOPS.wrong("P and V are multiplied: keys have P rows of kv_b and values V, which together is P + V.")
 def rows_multiplied(form, H, C, R, P, V, T, S):
-    return counted(lambda C, R, P, V, T, S: S * C * P * V, lambda C, R, P, V, T, S: T * C * P * V)(
-        form, H, C, R, P, V, T, S
-    )
+    return count(form, H, C, R, P, V, T, S, columns=P * V)
 
 
 @DECODE_FLOPS.wrong("The factor 2·H stands before the first term alone: put all terms in parentheses.")

@@ -667,7 +667,7 @@ DECODE_BYTES = Exercise(
         "Which weights are read in every step, whoever asks? Of the experts only some: start from the active parameters "
         "of one token, and ask how many MORE experts of a layer the batch reads.",
         "d = E (1 - (1 - A/E)^B) different experts in each MoE layer; active holds A of them, so add layers with experts "
-        "· (d - A) · 3·D·F. A cache belongs to one sequence: batch · context · kv_elements_per_token(cfg) numbers.",
+        "· (d - A) · 3·D·cfg.moe_intermediate_size. A cache belongs to one sequence: batch · context · kv_elements_per_token(cfg) numbers.",
     ],
 )
 
@@ -693,7 +693,7 @@ def one_tokens_experts(cfg, batch, context, weight_bytes=2, cache_bytes=2):
 
 
 @DECODE_BYTES.wrong(
-    "You read all E experts of a layer: a small batch leaves many unvisited, E (1 - (1 - A/E)^B) are not."
+    "You read all E experts of a layer: a small batch leaves many unvisited; E (1 - (1 - A/E)^B) of them are read."
 )
 def all_experts(cfg, batch, context, weight_bytes=2, cache_bytes=2):
     return step(cfg, batch, context, weight_bytes, cache_bytes, visited=cfg.n_routed_experts)
