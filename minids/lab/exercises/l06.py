@@ -1,6 +1,7 @@
 """Lesson 06: a part of a cache, its merge with the others, into how many parts to cut, and the kernel of one part."""
 
 import math
+from math import ceil
 
 import torch
 
@@ -470,12 +471,13 @@ def choose_splits(batch, heads, length, sms):
     return cheapest(batch * ceil(heads / 64), ceil(length / 64), sms, extra_of(heads))
 
 
-def ceil(value):
-    return math.ceil(value)
-
-
 def extra_of(heads):
     return 1 + min(heads, 64) / 14
+
+
+def most_of(blocks):
+    """The largest number of parts that is allowed."""
+    return max(1, min(blocks // 2, 128))
 
 
 def cheapest(programs, blocks, sms, extra, most=None, up=ceil, last=False):
@@ -484,7 +486,7 @@ def cheapest(programs, blocks, sms, extra, most=None, up=ceil, last=False):
     def cost(n):
         return up(programs * n / sms) * (up(blocks / n) + (extra if n > 1 else 0))
 
-    allowed = range(1, max(1, min(blocks // 2, 128) if most is None else most) + 1)
+    allowed = range(1, (most_of(blocks) if most is None else max(1, most)) + 1)
     return min(reversed(allowed) if last else allowed, key=cost)
 
 
@@ -521,137 +523,12 @@ def _(r, batch, heads, length, sms):
     return batch, heads, length, sms
 
 
-def parts_of(batch, heads, length, sms):
+def work_of(batch, heads, length, sms):
+    """What `cheapest` takes: programs, row blocks, SMs, and the extra of a part."""
     return batch * ceil(heads / 64), ceil(length / 64), sms, extra_of(heads)
 
 
-@CHOOSE_SPLITS.wrong(
-    "You round down, or not at all: 133 programs on 132 processors take TWO waves, and 65 positions two blocks. Both "
-    "divisions round up."
-)
-def floor_instead_of_ceil(batch, heads, length, sms):
-    return cheapest(*parts_of(batch, heads, length, sms), up=math.floor)
-
-
-@CHOOSE_SPLITS.wrong(
-    "The blocks of a part are rounded down: 100 blocks in 64 parts are 2 blocks in the longest part, not 1."
-)
-def blocks_rounded_down(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    allowed = range(1, max(1, min(blocks // 2, 128)) + 1)
-    return min(allowed, key=lambda n: ceil(programs * n / sms) * (blocks // n + extra * (n > 1)))
-
-
-@CHOOSE_SPLITS.wrong(
-    "The batch is forgotten: every sequence has programs of its own, so many sequences fill a GPU without parts."
-)
-def no_batch(batch, heads, length, sms):
-    return choose_splits(1, heads, length, sms)
-
-
-@CHOOSE_SPLITS.wrong(
-    "You count a program for each head: 64 heads share one, for they share what it loads. ceil(heads / 64)."
-)
-def a_program_a_head(batch, heads, length, sms):
-    _, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(batch * heads, blocks, sms, extra)
-
-
-@CHOOSE_SPLITS.wrong("The heads are forgotten: more than 64 take several programs, ceil(heads / 64) for each sequence.")
-def heads_forgotten(batch, heads, length, sms):
-    _, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(batch, blocks, sms, extra)
-
-
-@CHOOSE_SPLITS.wrong(
-    "Parts may be shorter than allowed: two row blocks, 128 positions, is the least, so at most blocks // 2 parts."
-)
-def too_short_parts(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(programs, blocks, sms, extra, most=min(blocks, 128))
-
-
-@CHOOSE_SPLITS.wrong(
-    "Both limits are forgotten: a part has two row blocks at least, so at most blocks // 2 parts, and never more than 128."
-)
-def no_limit(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(programs, blocks, sms, extra, most=blocks)
-
-
-@CHOOSE_SPLITS.wrong(
-    "The row blocks of a sequence are rounded down: 1000 positions are 16 of them, the last one not full. Take "
-    "ceil(length / 64), not length // 64."
-)
-def positions_rounded_down(batch, heads, length, sms):
-    programs, _, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(programs, length // 64, sms, extra)
-
-
-@CHOOSE_SPLITS.wrong("There may be more than 128 parts in your answer: 128 is the most that is allowed.")
-def too_many_parts(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(programs, blocks, sms, extra, most=blocks // 2)
-
-
-@CHOOSE_SPLITS.wrong(
-    "What a part costs beside its blocks is forgotten: without `extra` nothing speaks against ever more parts."
-)
-def parts_for_nothing(batch, heads, length, sms):
-    programs, blocks, sms, _ = parts_of(batch, heads, length, sms)
-    return cheapest(programs, blocks, sms, 0)
-
-
-@CHOOSE_SPLITS.wrong(
-    "You count `extra` once, not in every wave: each wave begins its programs and has its results to merge."
-)
-def extra_once(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    allowed = range(1, max(1, min(blocks // 2, 128)) + 1)
-    return min(allowed, key=lambda n: ceil(programs * n / sms) * ceil(blocks / n) + extra * (n > 1))
-
-
-@CHOOSE_SPLITS.wrong("The waves are forgotten: programs beyond the number of processors wait for those before them.")
-def no_waves(batch, heads, length, sms):
-    _, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    return cheapest(1, blocks, 10**9, extra)
-
-
-@CHOOSE_SPLITS.wrong(
-    "You cut until every processor has a part, whatever the last wave and the merge cost: try all, and take the cheapest."
-)
-def fill_all(batch, heads, length, sms):
-    programs, blocks, sms, _ = parts_of(batch, heads, length, sms)
-    return max(1, min(ceil(sms / programs), blocks // 2, 128))
-
-
-@CHOOSE_SPLITS.wrong("The DEAREST number of parts comes out: min, not max.")
-def dearest(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-
-    def cost(n):
-        return ceil(programs * n / sms) * (ceil(blocks / n) + extra * (n > 1))
-
-    return max(range(1, max(1, min(blocks // 2, 128)) + 1), key=cost)
-
-
-@CHOOSE_SPLITS.wrong(
-    "Of several equally cheap numbers you take the largest: take the smallest, which has less to merge."
-)
-def largest_of_equals(batch, heads, length, sms):
-    return cheapest(*parts_of(batch, heads, length, sms), last=True)
-
-
-@CHOOSE_SPLITS.wrong(
-    "`extra` is charged where nothing is cut, too: a single part is not merged, so it costs its blocks."
-)
-def extra_for_one(batch, heads, length, sms):
-    programs, blocks, sms, extra = parts_of(batch, heads, length, sms)
-    allowed = range(1, max(1, min(blocks // 2, 128)) + 1)
-    return min(allowed, key=lambda n: ceil(programs * n / sms) * (ceil(blocks / n) + extra))
-
-
-def with_cost(cost, most=lambda blocks: max(1, min(blocks // 2, 128)), least=1):
+def with_cost(cost, most=most_of, least=1):
     """The answer that takes the n of least cost(programs, blocks, sms, heads, n), from `least` to most(blocks)."""
 
     def answer(batch, heads, length, sms):
@@ -671,7 +548,132 @@ def with_extra(extra):
 
 
 def cost_of(programs, blocks, sms, heads, n):
+    """The right cost."""
     return ceil(programs * n / sms) * (ceil(blocks / n) + (extra_of(heads) if n > 1 else 0))
+
+
+@CHOOSE_SPLITS.wrong(
+    "You round down, or not at all: 133 programs on 132 processors take TWO waves, and 65 positions two blocks. Both "
+    "divisions round up."
+)
+def floor_instead_of_ceil(batch, heads, length, sms):
+    return cheapest(*work_of(batch, heads, length, sms), up=math.floor)
+
+
+@CHOOSE_SPLITS.wrong(
+    "The blocks of a part are rounded down: 100 blocks in 64 parts are 2 blocks in the longest part, not 1."
+)
+def blocks_rounded_down(batch, heads, length, sms):
+    def cost(programs, blocks, sms, heads, n):
+        return ceil(programs * n / sms) * (blocks // n + extra_of(heads) * (n > 1))
+
+    return with_cost(cost)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong(
+    "The batch is forgotten: every sequence has programs of its own, so many sequences fill a GPU without parts."
+)
+def no_batch(batch, heads, length, sms):
+    return choose_splits(1, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You count a program for each head: 64 heads share one, for they share what it loads. ceil(heads / 64)."
+)
+def a_program_a_head(batch, heads, length, sms):
+    _, blocks, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(batch * heads, blocks, sms, extra)
+
+
+@CHOOSE_SPLITS.wrong("The heads are forgotten: more than 64 take several programs, ceil(heads / 64) for each sequence.")
+def heads_forgotten(batch, heads, length, sms):
+    _, blocks, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(batch, blocks, sms, extra)
+
+
+@CHOOSE_SPLITS.wrong(
+    "Parts may be shorter than allowed: two row blocks, 128 positions, is the least, so at most blocks // 2 parts."
+)
+def too_short_parts(batch, heads, length, sms):
+    programs, blocks, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, extra, most=min(blocks, 128))
+
+
+@CHOOSE_SPLITS.wrong(
+    "Both limits are forgotten: a part has two row blocks at least, so at most blocks // 2 parts, and never more than 128."
+)
+def no_limit(batch, heads, length, sms):
+    programs, blocks, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, extra, most=blocks)
+
+
+@CHOOSE_SPLITS.wrong(
+    "The row blocks of a sequence are rounded down: 1000 positions are 16 of them, the last one not full. Take "
+    "ceil(length / 64), not length // 64."
+)
+def positions_rounded_down(batch, heads, length, sms):
+    programs, _, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(programs, length // 64, sms, extra)
+
+
+@CHOOSE_SPLITS.wrong("There may be more than 128 parts in your answer: 128 is the most that is allowed.")
+def too_many_parts(batch, heads, length, sms):
+    programs, blocks, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, extra, most=blocks // 2)
+
+
+@CHOOSE_SPLITS.wrong(
+    "What a part costs beside its blocks is forgotten: without `extra` nothing speaks against ever more parts."
+)
+def parts_for_nothing(batch, heads, length, sms):
+    programs, blocks, sms, _ = work_of(batch, heads, length, sms)
+    return cheapest(programs, blocks, sms, 0)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You count `extra` once, not in every wave: each wave begins its programs and has its results to merge."
+)
+def extra_once(batch, heads, length, sms):
+    def cost(programs, blocks, sms, heads, n):
+        return ceil(programs * n / sms) * ceil(blocks / n) + extra_of(heads) * (n > 1)
+
+    return with_cost(cost)(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong("The waves are forgotten: programs beyond the number of processors wait for those before them.")
+def no_waves(batch, heads, length, sms):
+    _, blocks, sms, extra = work_of(batch, heads, length, sms)
+    return cheapest(1, blocks, 10**9, extra)
+
+
+@CHOOSE_SPLITS.wrong(
+    "You cut until every processor has a part, whatever the last wave and the merge cost: try all, and take the cheapest."
+)
+def fill_all(batch, heads, length, sms):
+    programs, blocks, sms, _ = work_of(batch, heads, length, sms)
+    return max(1, min(ceil(sms / programs), blocks // 2, 128))
+
+
+@CHOOSE_SPLITS.wrong("The DEAREST number of parts comes out: min, not max.")
+def dearest(batch, heads, length, sms):
+    return with_cost(lambda *given: -cost_of(*given))(batch, heads, length, sms)
+
+
+@CHOOSE_SPLITS.wrong(
+    "Of several equally cheap numbers you take the largest: take the smallest, which has less to merge."
+)
+def largest_of_equals(batch, heads, length, sms):
+    return cheapest(*work_of(batch, heads, length, sms), last=True)
+
+
+@CHOOSE_SPLITS.wrong(
+    "`extra` is charged where nothing is cut, too: a single part is not merged, so it costs its blocks."
+)
+def extra_for_one(batch, heads, length, sms):
+    def cost(programs, blocks, sms, heads, n):
+        return ceil(programs * n / sms) * (ceil(blocks / n) + extra_of(heads))
+
+    return with_cost(cost)(batch, heads, length, sms)
 
 
 @CHOOSE_SPLITS.wrong(
@@ -736,12 +738,12 @@ def none_allowed(batch, heads, length, sms):
 
 @CHOOSE_SPLITS.wrong("One part is not tried: N = 1 is always allowed, and often the cheapest.")
 def from_two_on(batch, heads, length, sms):
-    return with_cost(cost_of, lambda blocks: max(2, min(blocks // 2, 128)), least=2)(batch, heads, length, sms)
+    return with_cost(cost_of, lambda blocks: max(2, most_of(blocks)), least=2)(batch, heads, length, sms)
 
 
 @CHOOSE_SPLITS.wrong("The largest number that is allowed is not tried: range(1, most) ends before it, so most + 1.")
 def end_left_out(batch, heads, length, sms):
-    return with_cost(cost_of, lambda blocks: max(1, min(blocks // 2, 128) - 1))(batch, heads, length, sms)
+    return with_cost(cost_of, lambda blocks: max(1, most_of(blocks) - 1))(batch, heads, length, sms)
 
 
 @CHOOSE_SPLITS.wrong("blocks / 2 is rounded up: 5 row blocks allow two parts of two at least, not three. blocks // 2.")
@@ -762,7 +764,7 @@ def powers_of_two_alone(batch, heads, length, sms):
 )
 def first_rise(batch, heads, length, sms):
     programs, blocks, n = batch * ceil(heads / 64), ceil(length / 64), 1
-    costs = [cost_of(programs, blocks, sms, heads, parts) for parts in range(1, max(1, min(blocks // 2, 128)) + 1)]
+    costs = [cost_of(programs, blocks, sms, heads, parts) for parts in range(1, most_of(blocks) + 1)]
     while n < len(costs) and costs[n] <= costs[n - 1]:
         n += 1
     return n
@@ -773,7 +775,7 @@ def first_rise(batch, heads, length, sms):
 )
 def the_cost_itself(batch, heads, length, sms):
     programs, blocks = batch * ceil(heads / 64), ceil(length / 64)
-    return min(cost_of(programs, blocks, sms, heads, n) for n in range(1, max(1, min(blocks // 2, 128)) + 1))
+    return min(cost_of(programs, blocks, sms, heads, n) for n in range(1, most_of(blocks) + 1))
 
 
 # 06.4 ----------------------------------------------------------------------------------------------------------------

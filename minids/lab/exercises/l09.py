@@ -49,6 +49,12 @@ def plan_of(indices, n_experts, **changes):
     return tuple({**reference.dispatch_plan(indices, n_experts)._asdict(), **changes}.values())
 
 
+def plan_in(order, indices, n_experts):
+    """The plan of rows in another order, token and place with it."""
+    place = inverse(order).view_as(indices)
+    return plan_of(indices, n_experts, order=order, token=order // indices.shape[1], place=place)
+
+
 @DISPATCH_PLAN.wrong(
     "ends holds where each expert BEGINS: you took the rows of the experts before it. Its own belong to it, too: the "
     "cumulative sum itself."
@@ -176,17 +182,13 @@ def transposed_place(indices, n_experts):
 )
 def unstable(indices, n_experts):
     order = indices.flatten().sort(stable=True, descending=True)[1].flip(0)
-    return plan_of(
-        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
-    )
+    return plan_in(order, indices, n_experts)
 
 
 @DISPATCH_PLAN.wrong("The experts are in descending order: expert 0's rows come first.")
 def descending(indices, n_experts):
     order = indices.flatten().sort(stable=True, descending=True)[1]
-    return plan_of(
-        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
-    )
+    return plan_in(order, indices, n_experts)
 
 
 @DISPATCH_PLAN.wrong(
@@ -206,9 +208,7 @@ def choice_major(indices, n_experts):
 )
 def transposed_but_divided(indices, n_experts):
     order = indices.T.flatten().sort(stable=True)[1]
-    return plan_of(
-        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
-    )
+    return plan_in(order, indices, n_experts)
 
 
 @DISPATCH_PLAN.wrong(
@@ -216,17 +216,14 @@ def transposed_but_divided(indices, n_experts):
     "then taken in the same order in every run."
 )
 def argsort_alone(indices, n_experts):
-    order = indices.flatten().argsort()
-    if (
-        len(order) > 16 and (order == indices.flatten().argsort(stable=True)).all()
-    ):  # where argsort happens to be stable
-        order = indices.flatten().sort(stable=True, descending=True)[1].flip(0)
-    return plan_of(
-        indices, n_experts, order=order, token=order // indices.shape[1], place=inverse(order).view_as(indices)
-    )
+    flat = indices.flatten()
+    order = flat.argsort()
+    if len(order) > 16 and (order == flat.argsort(stable=True)).all():  # where argsort happens to be stable
+        order = flat.sort(stable=True, descending=True)[1].flip(0)
+    return plan_in(order, indices, n_experts)
 
 
-@DISPATCH_PLAN.wrong("token holds fractions: order / A is a division with a remainder thrown in. Divide by //.")
+@DISPATCH_PLAN.wrong("token holds fractions: order / A does not round. Divide by //, which rounds down.")
 def token_in_fractions(indices, n_experts):
     order = reference.dispatch_plan(indices, n_experts).order
     return plan_of(indices, n_experts, token=order / indices.shape[1])
@@ -599,7 +596,7 @@ GROUPED_GEMM = Exercise(
     hints=[
         "A tile of the result is a plain product: keep a block of float32 sums, walk along K in steps of BLOCK_K, load a block of "
         "x and a block of this expert's matrix, add their tl.dot. The rows end where the expert ends, not where the tile does.",
-        "row = first + m, there where row < end of the expert. x at row[:, None] * K + at[None, :] is [BLOCK_M, BLOCK_K]; the "
+        "row = first + m, and the mask of rows is row < end of the expert. x at row[:, None] * K + at[None, :] is [BLOCK_M, BLOCK_K]; the "
         "matrix at expert * J * K + j[None, :] * K + at[:, None] is [BLOCK_K, BLOCK_J], so already transposed. Each load masks "
         "both of its directions, with other=0.0; the store masks rows and columns.",
     ],
