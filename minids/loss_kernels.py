@@ -136,7 +136,9 @@ def logits_buffer(M, V, dtype, device):
     """(logits [rows,V], rows) of a chunk: a tenth of M rows, between FEWEST and MOST; rows begin at 16 numbers."""
     width = cdiv(V, 16) * 16  # else wide loads and tensor cores would not take an odd V
     rows = min(M, MOST, max(FEWEST, M * V // (10 * width) // FEWEST * FEWEST))
-    return torch.empty(rows, width, dtype=dtype, device=device)[:, :V], max(rows, 1)
+    buffer = torch.empty(rows, width, dtype=dtype, device=device)
+    buffer[:, V:] = 0  # oneDNN's bf16 product on CPUs with AMX reads on beyond a row, times 0: NaN would stay NaN
+    return buffer[:, :V], max(rows, 1)
 
 
 def add_product(dw, gradient, x):
