@@ -658,6 +658,31 @@ def keys_only(form, H, C, R, P, V, T, S):
     return count(form, H, C, R, P, V, T, S, columns=P)
 
 
+@DECODE_FLOPS.wrong("Expanding makes values too: kv_b makes P + V numbers of each position, and you count P.")
+def expanded_keys_alone(form, H, C, R, P, V, T, S):
+    return count(form, H, C, R, P, V, T, S, columns=cost(form, P, P + V))
+
+
+@DECODE_FLOPS.wrong("Exercise 2 is missing in the absorbed form: W_UV on each sum of latents is T·C·V more.")
+def absorbed_query_alone(form, H, C, R, P, V, T, S):
+    return count(form, H, C, R, P, V, T, S, columns=cost(form, P + V, P))
+
+
+@DECODE_FLOPS.wrong("The expanded scores are over P+R numbers, RoPE's columns too: you count P alone.")
+def expanded_without_rope(form, H, C, R, P, V, T, S):
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + V, C + R + C))
+
+
+@DECODE_FLOPS.wrong("The expanded form sums values after its scores: V numbers more for each query and position.")
+def expanded_scores_only(form, H, C, R, P, V, T, S):
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + R, C + R + C))
+
+
+@DECODE_FLOPS.wrong("The absorbed form sums latents after its scores: C numbers more for each query and position.")
+def absorbed_scores_only(form, H, C, R, P, V, T, S):
+    return count(form, H, C, R, P, V, T, S, width=cost(form, P + R + V, C + R))
+
+
 @DECODE_FLOPS.wrong("RoPE's part of the scores is forgotten: they are over P+R numbers in one form, C+R in the other.")
 def rope_forgotten(form, H, C, R, P, V, T, S):
     return reference.decode_flops(form, H, C, 0, P, V, T, S)

@@ -859,8 +859,8 @@ def weight_bytes_for_both(cfg, batch, context, weight_bytes=2, cache_bytes=2):
 
 
 @DECODE_BYTES.wrong(
-    "kv_bytes_per_token has 2 bytes for each number in it already: take accounting.kv_elements_per_token(cfg), then times "
-    "cache_bytes."
+    "The caches are doubled: kv_elements_per_token(cfg) has keys AND values in it, kv_bytes_per_token 2 bytes for each "
+    "number. Take the first as it is, times cache_bytes."
 )
 def bytes_twice(cfg, batch, context, weight_bytes=2, cache_bytes=2):
     return step(cfg, batch, context, weight_bytes, 2 * cache_bytes)
