@@ -150,14 +150,14 @@ for finer in (1, 2, 4, 8):
 # | GShard (top-2) | 1.867 |
 # | DeepSeekMoE (fine-grained, shared) | 1.808 |
 #
-# From dense to any MoE is the larger step there, and fine grain the smaller. Mind which dense model that is. DeepSeekMoE has 2 billion parameters here, and against a dense model with as many in TOTAL, the paper's abstract says, it "nearly approaches" it: that one is the upper bound, so the dense one of the table must be smaller.
+# From dense to any MoE is the larger step there, and fine grain the smaller. But the dense model of this table is not as large as DeepSeekMoE, which has 2 billion parameters: a dense model with as many in TOTAL is the upper bound, says the paper's abstract, and DeepSeekMoE "nearly approaches" it.
 
 # %% [markdown]
 # ## Exercise 2 · Few groups for each token
 #
 # *10 minutes · difficulty ●●●○○*
 #
-# V3's numbers take 1,342 GB in bfloat16; 8 cards of 80 GB hold 640. So in training V3 puts a **group** of its 256 experts on each of 8 machines, and lets a token go to 4 groups at most, so that its hidden state travels to few machines (V3 section 2.1.2). Each expert has a **score** for each token; where scores come from is exercise 3, and so is the bias in `biased`, a number added to them that can make them negative. One token, 12 experts in 3 groups, of which 2 may stay (bold: a group's two best):
+# V3's parameters take 1,342 GB in bfloat16; 8 cards of 80 GB hold 640. So in training V3 puts a **group** of its 256 experts on each of 8 machines, and lets a token go to 4 groups at most, so that its hidden state travels to few machines (V3 section 2.1.2). Each expert has a **score** for each token; where scores come from is exercise 3. To choose, a **bias** is added to them (exercise 3 too), which can make them negative: these sums are `biased`. One token, 12 experts in 3 groups, of which 2 may stay (bold: a group's two best):
 #
 # | group 0 | | | | group 1 | | | | group 2 | | | |
 # |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -222,7 +222,7 @@ for bias in (0.0, -0.5, -0.7, -0.8, -0.9, -1.0):
 #
 # $$s_{i,t} = \mathrm{sigmoid}(u_t \cdot e_i), \qquad \text{choose the } A \text{ largest } s_{i,t} + b_i, \qquad g_{i,t} = \mathrm{factor} \cdot \frac{s_{i,t}}{\sum_{\text{chosen } j} s_{j,t}}$$
 #
-# The bias decides WHO is chosen and has no part in the gates: it is there to keep all experts equally busy, and is moved a little after every step (lesson 08), not learned. If it were in the gates, balancing would change what the model computes. The choice passes through `group_limit`. The factor is no part of the equation; it stands in V3's config (2.5), and makes the routed sum larger beside the shared experts.
+# The bias decides WHO is chosen and has no part in the gates: it is there to keep all experts equally busy, and is moved a little after every step (lesson 08), not learned. If it were in the gates, balancing would change what the model computes. The choice passes through `group_limit`. The factor is not in the report's equations; it stands in V3's config (2.5), and makes the routed sum larger beside the shared experts.
 
 # %% [markdown]
 # | name | shape | meaning |
@@ -696,8 +696,10 @@ for name in ("deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "kimi-k2"):
 #
 # Each begins with `import minids`.
 #
-# 1. Repeat the race with `load_text(vocab_size=2048)` (and `vocab_size=2048` in `common`), with the same steps. Predict first: is the gap larger or smaller, and is it still outside the seeds' spread? Then double `STEPS`.
-# 2. Is fine grain worth it here? Keep $(A + S) F$ and $E F$ of the race and try 16 experts of 128 with top-1, 32 of 64 with top-2, 64 of 32 with top-4 and 128 of 16 with top-8, all with `n_shared_experts=0`, three seeds each, at equal steps. Quiz question 2 says what to expect of the first; set `norm_topk_prob=False` for it, and leave out the two lines of `Run` that put `routed` in, for your router always normalises.
+# 1. Repeat the race with `load_text(vocab_size=2048)` and `"vocab_size": 2048` in `common`, with the same steps: the cells from the text to the gap. Predict first: is the gap larger or smaller, and is it still outside the seeds' spread? Then double `STEPS`, and the time.
+#    <details><summary>Expected</summary>The layer that differs becomes a small part: 28,736 of 64,512 active parameters in the race, of 176,384 now; the head has most of the others. So a step of the MoE is slower by less, and its gap at equal steps smaller; not even its sign is certain. Whether the seeds agree, the table says.</details>
+# 2. Is fine grain worth it here? Keep $(A + S) F$ and $E F$ of the race: 16 experts of 128 with top-1, 32 of 64 with top-2, 64 of 32 with top-4 and 128 of 16 with top-8, all with `n_shared_experts=0`, three seeds each, at equal steps (`Run(cfg, seed)`, and its `step()` as often as `STEPS` says). It takes as long as two races. Leave out the two lines of `Run` that put `routed` in, and set `norm_topk_prob=False` for top-1; quiz question 2 says why.
+#    <details><summary>Expected</summary>16, 496, 635,376 and 1,429,702,652,400 teams. The routers grow with $E$, so the active parameters are not quite equal: 61,392, 62,432, 64,512 and 68,672. Top-1 with normalised gates trains too, but its router hears of nothing but balance. Compare the gaps between the four with the spread of one kind's seeds.</details>
 
 # %%
 status()

@@ -1,5 +1,6 @@
 """The homework can be done with the package alone, and what a lesson says of its results is what comes out."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,39 @@ def test_06_2_a_cache_that_fills_an_h200_and_one_long_sequence():
 
 
 # 07 ---------------------------------------------------------------------------------------------------------------
+
+
+def race_of_07(**changes):
+    """The config of lesson 07's MoE, with changes."""
+    sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 1, "first_k_dense_replace": 0}
+    sizes |= {"attention": "mha", "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes |= {"n_routed_experts": 64, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    return minids.ModelConfig(**{**sizes, **changes})
+
+
+def test_07_1_the_layer_is_a_small_part_beside_a_large_vocabulary():
+    sizes = (300, 2048)
+    active = [accounting.parameters(race_of_07(vocab_size=size)).active for size in sizes]
+    layer = accounting.moe_parameters(race_of_07()).active
+    assert says("07", "{:,} of {:,} active parameters in the race, of {:,} now".format(layer, *active))
+    assert 64 * sizes[1] > (active[1] - layer) / 2 and says("07", "the head has most of the others")
+
+
+def test_07_2_teams_and_routers_of_finer_experts_and_a_top_1_that_learns_balance_alone():
+    shapes = [(16 * finer, 128 // finer, finer) for finer in (1, 2, 4, 8)]
+    assert says("07", "{} experts of {} with top-{}".format(*shapes[0]))
+    assert says("07", *("{} of {} with top-{}".format(*shape) for shape in shapes[1:]))
+    names = ("n_routed_experts", "moe_intermediate_size", "num_experts_per_tok")
+    configs = [race_of_07(n_shared_experts=0, **dict(zip(names, shape, strict=True))) for shape in shapes]
+    assert says("07", "{:,}, {:,}, {:,} and {:,} teams".format(*(math.comb(E, A) for E, _, A in shapes)))
+    active = (accounting.parameters(cfg).active for cfg in configs)
+    assert says("07", "not quite equal: {:,}, {:,}, {:,} and {:,}.".format(*active))
+    for normalised in (True, False):
+        configs[0].norm_topk_prob = normalised
+        layer = minids.moe.MoE(configs[0])
+        layer(torch.ones(1, 1, 64)).sum().backward()
+        assert (layer.gate.weight.grad.abs().max() < 1e-6) == normalised
+
 
 # 08 ---------------------------------------------------------------------------------------------------------------
 
