@@ -474,9 +474,9 @@ for name, numbers, used in (("plain attention", 1, 1), ("MLA", kept, uses)):
 # Each begins with `import minids`.
 #
 # 1. One row times a matrix of 8192 × 8192 in bfloat16: how long does each GPU of `minids.accounting.GPUS` take at least? `minids.accounting.roofline_seconds(flops, nbytes, name)` is your exercise 3 with a GPU's name. Which GPU would you buy for writing one answer at a time, and why is the peak not the reason?
-#    <details><summary>Compare</summary>134,217,728 FLOPs and 134,250,496 bytes. H200: 28 µs; H100 and H800: 40 µs; A100: 66 µs; RTX 4090: 133 µs; RTX 4060 Laptop: 524 µs. One FLOP per byte is far below every ridge, so only bandwidth counts: the H100 has the H200's peak, and is 1.43 times slower.</details>
+#    <details><summary>Expected</summary>134,217,728 FLOPs and 134,250,496 bytes. H200: 28 µs; H100 and H800: 40 µs; A100: 66 µs; RTX 4090: 133 µs; RTX 4060 Laptop: 524 µs. One FLOP per byte is far below every ridge, so only bandwidth counts: the H100 has the H200's peak, and is 1.43 times slower.</details>
 # 2. `cfg = minids.ModelConfig.preset("deepseek-v3")`: `minids.accounting.parameters(cfg).active` numbers of one byte are read for each token that is written. How many tokens per second could one H200 write at most, if the model fitted into its memory? How long must a conversation be until its cache (`minids.accounting.kv_bytes_per_token(cfg)`) is as much to read as the weights?
-#    <details><summary>Compare</summary>36.6 billion bytes at 4.8 TB/s: 7.6 ms, so at most 131 tokens per second. The cache has 70,272 bytes per token: 36.6 billion / 70,272 is about 521,000 tokens.</details>
+#    <details><summary>Expected</summary>36.6 billion bytes at 4.8 TB/s: 7.6 ms, so at most 131 tokens per second. The cache has 70,272 bytes per token: 36.6 billion / 70,272 is about 521,000 tokens.</details>
 #
 # Next: lesson 01, where you write a transformer and train it.
 

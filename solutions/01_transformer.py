@@ -49,7 +49,7 @@ print(f"{size:,} parameters, untrained: {untrained:.2f} bits per byte")
 print(f"gzip {corpus.gzip_bpb:.2f}, xz {corpus.xz_bpb:.2f} bits per byte")
 
 # %% [markdown]
-# Each number so far is a fact about files that no model has seen: even the untrained model is measured on them. It knows only that a token is one of 2048, which costs $\log_2 2048 = 11$ bits, shared among about three bytes.
+# Each number of bits is about files that no model has seen: all that are held out for gzip and xz, some of them for the untrained model. It knows only that a token is one of 2048, which costs $\log_2 2048 = 11$ bits, shared among about three bytes.
 #
 # ### Your prediction
 #
@@ -93,7 +93,7 @@ guess = predict("Bits per byte after five minutes?", my_guess, "bits per byte")
 #
 # *5 minutes · difficulty ●○○○○*
 #
-# Blocks ADD to $x$, so without a norm its size would grow from layer to layer. RMSNorm (Zhang and Sennrich, 1910.07467, eq. 4) divides each position's vector by its root mean square:
+# Blocks ADD to $x$, so its size may grow from layer to layer. Each part therefore reads a copy whose size is always about the same: RMSNorm (Zhang and Sennrich, 1910.07467, eq. 4) divides each position's vector by its root mean square:
 #
 # $$\mathrm{RMSNorm}(x)_i = \frac{x_i}{\sqrt{\frac1D \sum_j x_j^2 + \epsilon}}\; w_i$$
 #
@@ -342,7 +342,7 @@ plots.show(fig, "Bits per byte on the held-out files: untrained, gzip, xz, your 
 # %% [markdown]
 # ## How fast was it?
 #
-# A training step costs about $6N$ floating-point operations per token (2 forward, 4 backward) for $N$ parameters, the embedding not counted, which is only looked up; attention comes on top. Set against what this machine reaches in one large matrix product, that says how much of it your code uses. The rest goes into softmax, norms and reading and writing memory: the subject of lessons 05 and 06.
+# A training step costs about $6N$ floating-point operations per token (2 forward, 4 backward) for $N$ parameters, the embedding not counted, which is only looked up; attention comes on top. Set against what this machine reaches in one large matrix product, that says how much of it your code uses (where the machine is fastest in bfloat16, the product is in that format; your functions compute in float32). The rest goes into softmax, norms and reading and writing memory: the subject of lessons 05 and 06.
 
 # %% tags=["nbval-ignore-output"]
 per_token = minids.accounting.train_flops_per_token(cfg, 256)
@@ -418,7 +418,7 @@ print(f"the files by your model: {won}; its weights, 2 bytes each: {2 * size / 1
 # %% [markdown]
 # ## In the real DeepSeek
 #
-# DeepSeek-V3 (2412.19437, section 2.1 and 4.2) is this block, grown:
+# DeepSeek-V3 (2412.19437, sections 2.1 and 4.2) is this block, grown:
 #
 # | | yours | DeepSeek-V3 |
 # |---|---|---|
@@ -465,10 +465,12 @@ for name in ("deepseek-v2-lite", "deepseek-v3"):
 # %% [markdown]
 # ## Homework
 #
-# Each begins with `import minids`.
+# Each begins with `import minids`, `from minids.lab import load_text, train_live` and `text = load_text(vocab_size=2048)`. For a model, `run = train_live(model, text, minutes=5)` takes five minutes, and `run.heldout()` about one more; its three numbers go into `minids.data.bits_per_byte`.
 #
-# 1. Train the same model with `attention="gqa", num_key_value_heads=1` for as many minutes. How much worse is it, and how much smaller is `minids.accounting.kv_bytes_per_token`? (Lesson 02 tells why that matters.)
-# 2. `minids.ModelConfig.preset("tiny")` is the mini-DeepSeek with latent attention and experts. `python -m minids.train --preset tiny --minutes 5 --out DIR` trains it. Does it beat yours in the same five minutes?
+# 1. Train the model of this lesson anew (`minids` is faster than your functions, so it gets more steps): `minids.Transformer(cfg)` with `cfg = minids.ModelConfig.preset("tiny", attention="mha", n_routed_experts=0)`. Then another with `attention="gqa", num_key_value_heads=1`, whose heads share one key and one value. What does that cost in bits per byte, and how much smaller is `minids.accounting.kv_bytes_per_token(cfg)`? (Lesson 02 tells why that matters.)
+#    <details><summary>Expected</summary>512 bytes a token instead of 2,048: one K/V head for four query heads. The model is smaller as well (1,279,104 parameters, not 1,377,408), and its steps are cheaper, so the loss does not show sharing alone. Whether a difference is more than chance, a second seed tells: `torch.manual_seed(1)` before the model, `seed=1` in `train_live`.</details>
+# 2. `minids.ModelConfig.preset("tiny")` by itself is the mini-DeepSeek, with latent attention and experts. Train it in the same way. Does it beat the first model in the same five minutes, and does `run.tokens_per_second` tell why? (`python -m minids.train --preset tiny --minutes 5 --out DIR` trains it too, but its five minutes include the measurement.)
+#    <details><summary>Expected</summary>A token is multiplied with 1,056,176 of its 2,203,056 parameters, and with 1,115,264 of the first model's: nearly as much arithmetic, in more and smaller operations, so look at the tokens per second first. The cache has 640 bytes a token. The ladder in README.md has measured both steps, to latent attention and to experts, with three seeds.</details>
 
 # %%
 status()

@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # the work for one token is too small to be shared amo
 # %% [markdown]
 # ## The problem: writing gets slower and slower
 #
-# A language model writes one token at a time, and each is chosen by looking at all tokens before it. In lesson 01 the model read the WHOLE text again for each new token. The next cell lets a small model write, first that way, then with a **cache**, which this lesson is about, and draws the tokens per second over the length of the text.
+# A language model writes one token at a time, and each is chosen by looking at all tokens before it. The model of lesson 01, as you wrote it, must read the WHOLE text again for each new token. The next cell lets a small model write, first that way, then with a **cache**, which this lesson is about, and draws the tokens per second over the length of the text.
 #
 # The weights are random: the text is nonsense, but speed does not depend on what is written. The model is `tiny` of lesson 01 with 8 heads of 64 columns instead of 4 of 32.
 
@@ -238,7 +238,7 @@ for context in (64, 512, 2048):
 # | grouped-query attention, GQA | between | arXiv 2305.13245, section 2.2 |
 # | multi-query attention, MQA | 1 | arXiv 1911.02150, section 3 |
 #
-# The cache shrinks by $H/G$. Each K/V head is read once and serves $H/G$ query heads.
+# The cache is $H/G$ times smaller. Each K/V head is read once and serves $H/G$ query heads.
 
 # %% tags=["hide-input"]
 fig, panels = plots.figure(7, 1.9, columns=3)
@@ -550,7 +550,7 @@ explore(draw, alt, memory_GB=(80, 2000, 8), context=contexts_of_users, cache_bit
 # %% [markdown]
 # ## When does it NOT pay?
 #
-# The cache is not all: V3's weights must fit too. Three crossovers: the memory from which V3 serves more users than Qwen; the context at which one step reads as many bytes of cache as of weights (below it a smaller cache cannot even halve the time); and what the cache brought here for a short text.
+# The cache is not all: V3's weights must fit too. Two crossovers: the memory from which V3 serves more users than Qwen; the context at which one step reads as many bytes of cache as of weights (below it a smaller cache cannot even halve the time). And what the cache brought here, for a short text and a long one.
 
 # %% tags=["nbval-ignore-output"]
 (b3, w3), (bq, wq) = published["DeepSeek-V3"], published["Qwen2.5-72B"]
@@ -571,7 +571,7 @@ for context, row in ((contexts[0], rows[0]), (contexts[-1], rows[-1])):
 # - texts are short and users few: the weights are most of what is read;
 # - a prompt is read (prefill): all its positions pass at once, each key serves many queries, and arithmetic is the limit, as the roofline shows.
 #
-# And fewer K/V heads cost some quality. A T5 of the XXL size, converted and trained 5% longer, scored 47.2 as MHA before (the average of ROUGE-1, BLEU and F1 over seven tasks: summaries, translation, questions), 47.1 with 8 groups, 46.6 with MQA, at 1.51, 0.28 and 0.24 seconds per sample (arXiv 2305.13245, table 1). Sharing trades quality for bytes. Is there a way to a small cache without giving up heads?
+# And fewer K/V heads cost some quality. A T5 of the XXL size scored 47.2 with MHA (the average of ROUGE-1, BLEU and F1 over seven tasks: summaries, translation, questions); converted, and trained 5% longer, 47.1 with 8 groups and 46.6 with MQA, at 1.51, 0.28 and 0.24 seconds per sample (arXiv 2305.13245, table 1). Sharing trades quality for bytes. Is there a way to a small cache without giving up heads?
 
 # %% [markdown]
 # ## In the real DeepSeek
@@ -626,10 +626,12 @@ print(f"163,840 tokens, one user: {163840 * as_mha / 1e9:.0f} GB or {163840 * la
 # %% [markdown]
 # ## Homework
 #
-# Begin a new notebook with `import minids, torch`; for the first, add `model = minids.Transformer(minids.ModelConfig.preset("tiny", attention="gqa", n_routed_experts=0)).eval()`.
+# Begin a new notebook with `import minids, torch`; for the first, add `from minids.numerics import relative_error`, `torch.manual_seed(0)`, `model = minids.Transformer(minids.ModelConfig.preset("tiny", attention="gqa", n_routed_experts=0)).eval()` and `tokens = torch.randint(2048, (1, 50))`.
 #
-# 1. Keep the cache in fewer bits: `model.new_cache(1, 64, dtype=torch.bfloat16)`, then `torch.float8_e4m3fn`. Pass 50 tokens through `model(tokens, cache)` one by one. How far do the last logits move (`minids.numerics.relative_error`), and do the likeliest tokens change?
-# 2. Take the `config.json` of a model that you use, and build its `minids.ModelConfig(attention="gqa", …)`. How many bytes per token, and how many users with 8,192 tokens fit into your GPU beside the weights?
+# 1. Keep the cache in fewer bits. `cache = model.new_cache(1, 64)` is in float32; give `dtype=torch.bfloat16`, then `dtype=torch.float8_e4m3fn`. Each time pass the 50 tokens one by one, `model(tokens[:, t : t + 1], cache)`, under `torch.no_grad()`. How far are the last logits from those of float32 (`relative_error`), and how many of the 50 likeliest tokens change?
+#    <details><summary>Expected</summary>bfloat16: some thousandths of their size, and hardly a token changes. FP8: some hundredths, and a few change, where two logits were close. E4M3 keeps 3 binary digits behind the first, bfloat16 7: the error should grow by about 2^4 = 16.</details>
+# 2. Take the `config.json` of a model without experts that you use, and build its `minids.ModelConfig(attention="gqa", n_routed_experts=0, …)` from the fields of the same names: `vocab_size`, the two sizes, the layers, the heads, and `head_dim` if it is there. How many bytes per token, and how many users with 8,192 tokens fit into your GPU beside the weights?
+#    <details><summary>Expected</summary>For LLaMA-3.1-8B (`minids.accounting.published("llama-3.1-8b")`): 131,072 bytes per token and 16.1 GB of weights in bfloat16. A card of 24 GB serves 7 such users, an H200 of 141 GB serves 116.</details>
 
 # %%
 status()

@@ -11,6 +11,7 @@ import minids
 from minids import accounting, lab, layers, mla, moe, triton_env
 from minids.lab.tiles import tl, triton
 from minids.numerics import TOLERANCE, relative_error
+from minids.run import BALANCE
 
 interpreted = pytest.mark.skipif(
     triton_env.mode() != "interpreter" or bool(triton_env.interpreter_fault()), reason="the meter needs the interpreter"
@@ -28,6 +29,16 @@ def says(lesson, *texts):
 # 00 ---------------------------------------------------------------------------------------------------------------
 
 
+def test_00_1_one_row_waits_for_memory_on_every_gpu():
+    flops, nbytes = 2 * 8192**2, 2 * (8192 + 8192**2 + 8192)
+    assert says("00", f"{flops:,} FLOPs and {nbytes:,} bytes")
+    for name in accounting.GPUS:
+        seconds = accounting.roofline_seconds(flops, nbytes, name)
+        assert seconds == nbytes / accounting.GPUS[name].bandwidth
+        assert says("00", name, f"{seconds * 1e6:.0f} µs")
+    assert says("00", f"{accounting.GPUS['H200'].bandwidth / accounting.GPUS['H100'].bandwidth:.2f} times slower")
+
+
 def test_00_2_tokens_per_second_and_the_cache_that_weighs_as_much():
     cfg = minids.ModelConfig.preset("deepseek-v3")
     active, cached = accounting.parameters(cfg).active, accounting.kv_bytes_per_token(cfg, torch.bfloat16)
@@ -38,7 +49,52 @@ def test_00_2_tokens_per_second_and_the_cache_that_weighs_as_much():
 
 # 01 ---------------------------------------------------------------------------------------------------------------
 
+
+def test_01_1_one_key_and_value_for_all_heads():
+    mha, mqa = (
+        minids.ModelConfig.preset("tiny", n_routed_experts=0, **heads)
+        for heads in ({"attention": "mha"}, {"attention": "gqa", "num_key_value_heads": 1})
+    )
+    least, most = accounting.kv_bytes_per_token(mqa), accounting.kv_bytes_per_token(mha)
+    assert says("01", f"{least} bytes a token instead of {most:,}")
+    least, most = accounting.parameters(mqa).total, accounting.parameters(mha).total
+    assert says("01", f"({least:,} parameters, not {most:,})")
+
+
+def test_01_2_the_mini_deepseek_beside_the_plain_model():
+    tiny = minids.ModelConfig.preset("tiny")
+    total, active = accounting.parameters(tiny)
+    plain = accounting.parameters(minids.ModelConfig.preset("tiny", attention="mha", n_routed_experts=0)).active
+    assert says("01", f"with {active:,} of its {total:,} parameters, and with {plain:,} of the first model's")
+    assert says("01", f"{accounting.kv_bytes_per_token(tiny)} bytes a token")
+
+
 # 02 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_02_1_a_cache_in_fewer_bits_moves_the_logits_by_its_digits():
+    torch.manual_seed(0)
+    model = minids.Transformer(minids.ModelConfig.preset("tiny", attention="gqa", n_routed_experts=0)).eval()
+    tokens, logits = torch.randint(2048, (1, 50)), {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        cache = model.new_cache(1, 64, dtype=dtype)
+        with torch.no_grad():
+            logits[dtype] = torch.cat([model(tokens[:, t : t + 1], cache) for t in range(50)], 1)
+    exact, *rounded = logits.values()
+    errors = [relative_error(one[:, -1], exact[:, -1]) for one in rounded]
+    changed = [(one.argmax(-1) != exact.argmax(-1)).sum() for one in rounded]
+    assert 1e-3 < errors[0] < 1e-2 < errors[1] < 1e-1 and 8 < errors[1] / errors[0] < 32
+    assert changed[0] <= 1 <= changed[1] < 10
+    assert says("02", "some thousandths", "some hundredths", "hardly a token changes", "2^4 = 16")
+
+
+def test_02_2_users_of_a_published_model():
+    cfg = accounting.published("llama-3.1-8b")
+    weights, cached = 2 * accounting.parameters(cfg).total, accounting.kv_bytes_per_token(cfg)
+    assert says("02", f"{cached:,} bytes per token", f"{weights / 1e9:.1f} GB of weights")
+    small, large = (int((accounting.GPUS[name].memory - weights) // (8192 * cached)) for name in ("RTX 4090", "H200"))
+    assert says("02", f"24 GB serves {small} such users", f"141 GB serves {large}")
+
 
 # 03 ---------------------------------------------------------------------------------------------------------------
 
@@ -194,6 +250,23 @@ def test_07_2_teams_and_routers_of_finer_experts_and_a_top_1_that_learns_balance
 
 
 # 08 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_08_1_a_slower_bias_needs_more_steps():
+    race = (SOLUTIONS / "08_balance.py").read_text("utf-8")
+    assert "else 80), (2" in race and '"bias": (0, 0.005)' in race
+    (rate, _), (_, loss) = BALANCE["bias"], BALANCE["loss"]
+    assert says("08", f"moves by {rate} a step", f"{80 * 0.005}/{rate} = {80 * 0.005 / rate:.0f} steps")
+    assert says("08", f"α = {loss['aux_loss_alpha']}")
+
+
+def test_08_2_a_relative_deviation_is_one_up_at_most_and_e_over_a_less_one_down():
+    load = torch.zeros(16)
+    load[:2] = 64.0  # all of 64 tokens choose the same two experts
+    relative = (load.mean() - load) / load.mean()
+    assert relative.max() == 1 and relative.min() == -moe.reference.max_violation(load)
+    assert says("08", "by γ upwards at most", f"(E/A − 1) γ = {-relative.min():.0f}γ downwards at most")
+
 
 # 09 ---------------------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,13 @@ def length_one(x, weight, eps):
 
 
 @RMS_NORM.wrong(
+    "x.norm() is the root of the SUM of the squares: the mean is needed, and eps inside the root, not behind it."
+)
+def by_the_norm(x, weight, eps):
+    return x / (x.norm(dim=-1, keepdim=True) + eps) * weight
+
+
+@RMS_NORM.wrong(
     "The mean is taken over dimension 1, the positions: each has a norm of its own, over its D numbers, the last dimension."
 )
 def over_positions(x, weight, eps):
@@ -179,7 +186,7 @@ def turn(even, odd, cos, sin):
 
 
 @APPLY_ROPE.wrong(
-    "You pair column i with column i + R/2 (the half-split form of Llama). Here the pairs are neighbours: (0,1), (2,3), …"
+    "You pair column i with column i + d/2 (the half-split form of Llama). Here the pairs are neighbours: (0,1), (2,3), …"
 )
 def half_split(x, cos, sin):
     return torch.cat(turn(*x.chunk(2, -1), cos, sin), -1)
@@ -285,7 +292,7 @@ def own_angles(x, cos, sin):
 CAUSAL_ATTENTION = Exercise(
     "01.3",
     layers.causal_attention,
-    minutes=10,
+    minutes=15,
     sizes=HEADS,
     gradients=True,
     hints=[
@@ -329,6 +336,14 @@ def sees_the_next(q, k, v, scale):
 )
 def not_itself(q, k, v, scale):
     return attend(q, k, v, scale, ones(q).tril(-1))
+
+
+@CAUSAL_ATTENTION.wrong(
+    "The mask is off by one: a position must see itself. As it is, the first one has nothing to see, and gets the mean of "
+    "all values, later ones too."
+)
+def not_itself_but_finite(q, k, v, scale):
+    return attend(q, k, v, scale, ones(q).tril(-1), hidden=-1e9)
 
 
 @CAUSAL_ATTENTION.wrong("The mask hides the past and shows the future: tril keeps s ≤ t, triu the other side.")

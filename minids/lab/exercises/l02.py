@@ -612,8 +612,8 @@ def order_lost(q, k, v, scale):
 
 
 @GROUPED_ATTENTION.wrong(
-    "q has H heads, k and v have G, and nothing brings them together (with G = 1 it works by chance): view q as "
-    "[B,G,H/G,d], so that each group meets its own K/V head."
+    "q has H heads, k and v have G, and nothing brings these, dimension 2, together (with G = 1 it works by chance): view "
+    "q as [B,G,H/G,d], so that each group meets its own K/V head."
 )
 def heads_not_matched(q, k, v, scale):
     return attend(q, k, v, scale)
