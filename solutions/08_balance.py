@@ -599,8 +599,10 @@ for name, seconds in machine.race(both, rounds=9).items():
 #
 # Each begins with `import minids`.
 #
-# 1. Train twice from a shell, a few minutes each: `python -m minids.train --balance none --out A` and `--balance bias --out B`. Compare the heat maps in both `loss.png`, and read the loads out of `log.jsonl`: `from minids import report; rows = report.read_log("A/log.jsonl")`, with `rows[-1]["loads"]`. After how many steps is the bias at half of the other's MaxVio? What does `--balance loss` give?
-# 2. In `own_update`, move the bias by the relative deviation instead of its sign, $b_i \leftarrow b_i + \gamma\,(\overline{\mathrm{load}} - \mathrm{load}_i)/\overline{\mathrm{load}}$, and find the $\gamma$ at which it does as well. Three seeds. Which of the two stays calmer with 64 tokens a step (`inputs[:1, :T]` and `targets[:1, :T]` in `with_alpha`)?
+# 1. Train three times from a shell, each time for `--minutes 5` unless you say otherwise: `python -m minids.train --balance none --checkpoint-every 3600 --out A`, with `--balance bias` into `B`, with `--balance loss` into `C`. Compare the heat maps in `loss.png`, and read `log.jsonl`: `from minids import report; rows = report.read_log("A/log.jsonl")`; a row has `step`, `max_vio` and `loads`, means over 10 steps (a checkpoint would end a row early: hence 3600 seconds). After how many steps is the bias at half of MaxVio without balancing? The loss?
+#    <details><summary>Expected</summary>Here the bias moves by 0.001 a step. For the way that it could go in the race, 80 · 0.005 = 0.4, it needs 0.4/0.001 = 400 steps. The loss, with α = 0.01, pulls from the first step on: expect C to be ahead of B at first.</details>
+# 2. In `own_update`, move the bias by the relative deviation instead of its sign, $b_i \leftarrow b_i + \gamma\,(\overline{\mathrm{load}} - \mathrm{load}_i)/\overline{\mathrm{load}}$, and find the $\gamma$ at which it does as well. Three seeds. With both rules at their $\gamma$: which stays calmer with 64 tokens a step (`inputs[:1, :T]` and `targets[:1, :T]` in `with_alpha`)? Judge on held-out text: 64 tokens have another floor.
+#    <details><summary>Expected</summary>The sign moves every bias by γ. The relative deviation moves it by γ upwards at most (an idle expert), by (E/A − 1) γ = 7γ downwards at most, and by little near balance: so it needs the larger γ. With 64 tokens, all of one text, loads deviate more in every step, and its steps grow with them, the sign's do not: expect the sign to be the calmer one.</details>
 
 # %%
 status()
