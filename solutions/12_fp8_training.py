@@ -263,7 +263,7 @@ my_wgrad = check(wgrad)
 # %% [markdown]
 # ## What the second rounding costs
 #
-# $x$ is rounded twice: once along $K$, once along the tokens. Does the second time hurt? With scales of amax/448 the grid of FP8 numbers shifts with each new scale, so a number that was on the old grid lies between two of the new one. With **powers of 2** the grids are the same, but for the ends: dividing by $2^k$ changes the exponent only. What should you see? One row without a second error.
+# $x$ is rounded twice: once along $K$, once along the tokens. Does the second time hurt? With scales of amax/448 the grid of FP8 numbers shifts with each new scale, so a number that was on the old grid lies between two of the new one. With **powers of 2** the grids are the same, but for the ends: dividing by $2^k$ changes the exponent only. What should you see? In the row of powers of 2, no second error.
 
 # %%
 print(f"{'scales':12} x, rounded once    twice    dW from x    dW from x twice rounded")
@@ -391,7 +391,7 @@ for name, a, b, c in zip(("y", "dx", "dW"), wide, yours, shipped, strict=True):
     print(f"{name:2} yours: {off(b, a):.2%} off float32, {off(b, c):.0e} off minids' Fp8Linear")
 
 # %% [markdown]
-# Nearly the same, three times. Rounding to three bits of mantissa errs by up to 1/16, in the root mean square by what the table after exercise 3 says for $x$, and both factors are rounded: $\sqrt 2$ times that is the size to expect. The length of the sum does not matter: errors and results both grow as its root, as long as signs are mixed.
+# Three errors of nearly the same size. Rounding to three bits of mantissa errs by up to 1/16, in the root mean square by what the table after exercise 3 says for $x$, and both factors are rounded: $\sqrt 2$ times that is the size to expect. The length of the sum does not matter: errors and results both grow as its root, as long as signs are mixed.
 #
 # (minids' own `Fp8Linear` takes Triton kernels on a GPU with FP8, and such an emulation elsewhere. It warns about that once.)
 #
@@ -450,7 +450,7 @@ print(f"{totals['minids'] / totals['BF16']:.0%}")
 # | | products of attention and feed-forward |
 # |---|---|
 # | base | BF16 (or FP32, where this processor has no BF16; see above) |
-# | FP32 | float32: how much does ANY rounding change? |
+# | FP32 | float32: how much does ANY rounding change? (nothing, where the base is FP32 too) |
 # | FP8 | your functions |
 # | blocks | yours, but $dy$ in 128×128 blocks for Dgrad |
 #
@@ -920,8 +920,10 @@ for name, seconds in machine.race(steps, rounds=3).items():
 #
 # Each begins with `import minids`.
 #
-# 1. Train twice from a shell, with the same seed: `python -m minids.train --precision bf16 --out A` and `--precision fp8 --out B`, as many steps as you have patience for. Read the losses from `log.jsonl` with `minids.report.read_log`, and plot their relative difference over the steps. Does it grow? Do it for a second seed before you say so.
-# 2. `minids.fp8.convert(model, power_of_2=False)` takes scales of amax/448. Convert two copies of one model, run a batch forward and back through both and through an unconverted copy, and compare the gradients of the weights layer by layer. Which kind of scale is nearer to float32, and is it the one that you expect from the table after exercise 3?
+# 1. Train twice from a shell: `python -m minids.train --steps 300 --checkpoint-every 3600 --precision bf16 --out A` (or `fp32`, if that is the base here), and with `--precision fp8` into `B`; FP8, emulated, takes longer. Read both `log.jsonl` with `minids.report.read_log`, and plot the relative difference of `bits_per_byte` over `step`. (A row is the mean over 10 steps; a checkpoint ends one early: hence 3600 seconds.) Does the difference grow? Do it for a second `--seed` before you say so.
+#    <details><summary>Expected</summary>Weights and batches come from the seed, so the two runs begin alike and differ by rounding alone. That it grows shows only where the mean of many rows moves away from 0, further than single rows lie apart, and to the same side with both seeds. And 300 steps are short: quiz question 3.</details>
+# 2. `minids.fp8.convert(model, power_of_2=False)` takes scales of amax/448. Convert two copies of one model (`copy.deepcopy(plain)`), one with either kind of scale, run a batch forward and back through both and through an unconverted copy, and compare the gradients of the weights matrix by matrix. Which kind is nearer to float32, and is it the one that you expect from the table after exercise 3?
+#    <details><summary>Expected</summary>The two are close, and which is nearer changes from matrix to matrix. The table's last column is about one product alone. In a model, dy comes with the errors of all Linears, forward and back; most tensors there are rounded once, which is better with amax/448. The head shows it: no product of its own is FP8, and its gradient is off all the same.</details>
 
 # %%
 status()

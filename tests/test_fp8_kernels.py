@@ -139,7 +139,8 @@ def test_tiles_are_the_references(shape, dtype, power_of_2):
     same(run(quantisers.quantize_tiles, x, power_of_2), rows)
     got = run(quantisers.quantize_tiles, x, power_of_2, both=True)
     same(got, (*rows, *columns))
-    assert got[2].is_contiguous() and all(scale.T.is_contiguous() for scale in got[1::2])
+    assert all(codes.stride(1) == 1 and codes.stride(0) % 16 == 0 for codes in got[::2])  # for wide accesses
+    assert all(scale.stride(0) == 1 for scale in got[1::2])
     again = reference.quantize_tiles(reference.dequantize_tiles(*rows).T, power_of_2)
     same(run(quantisers.requantize_transposed, *rows, power_of_2), again)
     same(run(quantisers.requantize_transposed, *got[:2], power_of_2), again)  # scales in other strides
@@ -379,17 +380,17 @@ def test_many_experts_with_one_row_and_one_with_most():
 
 @interpreted
 def test_quantisers_move_their_inputs_and_outputs_once():
-    x, w = torch.randn(300, 260).bfloat16(), torch.randn(2, 140, 260)
+    x, w = torch.randn(304, 288).bfloat16(), torch.randn(2, 140, 260)
     for function, args, options in (
         (quantisers.quantize_tiles, (x,), {}),
         (quantisers.quantize_tiles, (x,), {"both": True}),
         (quantisers.requantize_transposed, reference.quantize_tiles(x), {}),
-        (quantisers.silu_mul_quantize, (x, True, torch.rand(300)), {}),
+        (quantisers.silu_mul_quantize, (x, True, torch.rand(304)), {}),
         (quantisers.quantize_blocks, (w,), {"transposed": True}),
     ):
         out, met = call(function, *args, **options)
         read = sum(t.nbytes for t in args if isinstance(t, torch.Tensor))
-        read += 300 * 4 if function is quantisers.silu_mul_quantize else 0  # the gates, for each of two tiles
+        read += 304 * 4 if function is quantisers.silu_mul_quantize else 0  # the gates, for each of two tiles
         assert (met.loaded, met.launches, met.out_of_bounds) == (read, 1, []), function
         assert met.stored == sum(t.nbytes for t in out), function
 

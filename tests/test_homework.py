@@ -1,5 +1,6 @@
 """The homework can be done with the package alone, and what a lesson says of its results is what comes out."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -319,6 +320,27 @@ def test_09_2_a_fair_router_s_padding_goes_up_and_down():
 # 11 ---------------------------------------------------------------------------------------------------------------
 
 # 12 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_12_2_neither_kind_of_scale_is_nearer_in_all_of_a_model():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2}
+    model = minids.Transformer(minids.ModelConfig(**sizes, attention="mha", n_routed_experts=0))
+    tokens, gradients = torch.randint(512, (2, 8, 65)).unbind(), {}
+    for kind in (None, False, True):
+        one = copy.deepcopy(model) if kind is None else minids.fp8.convert(copy.deepcopy(model), power_of_2=kind)
+        one.loss(*(t[:, :64] for t in tokens))[0].backward()
+        gradients[kind] = {name: p.grad for name, p in one.named_parameters() if p.dim() == 2}
+    off = {
+        name: [((gradients[kind][name] - exact).norm() / exact.norm()).item() for kind in (False, True)]
+        for name, exact in gradients[None].items()
+    }
+    powers_nearer = [by_powers < by_amax for by_amax, by_powers in off.values()]
+    assert any(powers_nearer) and not all(powers_nearer)
+    assert all(0.8 < by_amax / by_powers < 1.25 and by_amax > 0.01 for by_amax, by_powers in off.values())
+    assert "lm_head.weight" in off and type(one.lm_head) is torch.nn.Linear
+    assert says("12", "The two are close, and which is nearer changes from matrix to matrix", "The head shows it")
+
 
 # 13 ---------------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ def decode(x, WIDE: tl.constexpr):
         return x
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "x_tile"])  # x_tile is M where scales lie with the rows together
 def matmul_kernel(
     x, x_scale, w, w_scale, ends, y, M, N, K, x_row, x_tile, w_expert, w_row, w_tile,
     E: tl.constexpr, BLOCK_E: tl.constexpr, EXPERTS: tl.constexpr, BLOCKS: tl.constexpr, EVEN: tl.constexpr,

@@ -20,6 +20,7 @@ padded = (N // 128 + E) * 128 columns: expert e's begin at 128 * (ends[e-1] // 1
 """
 
 import torch
+import torch.nn.functional as F
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
 from minids.fp8.kernels import E4M3, TILE, check, check_ends, check_numbers, check_scaled, decode
@@ -151,23 +152,36 @@ def silu_mul_quantize(gate_up, power_of_2=False, gates=None):
 
 
 def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=False, gates=None, ends=None):
-    """The results of `tiles_kernel`: codes and scales of tiles along rows, then along columns, as asked for."""
-    M, E, out = len(x), 1 if ends is None else len(ends), [None] * 4
+    """The results of `tiles_kernel`: codes and scales of tiles along rows, then along columns, as asked for.
+
+    All rows that it reads and writes begin at multiples of 16 numbers, or accesses would be of single ones, which take
+    more registers than there are: x is copied for that where it must, and the results are views of what is longer.
+    """
+    M, E, out, wide = len(x), 1 if ends is None else len(ends), [None] * 4, cdiv(K, 16) * 16
     block = TILE if columns else 32
     slots = cdiv(M, block) if ends is None else M // TILE + E
-    x, width = x if x.stride(1) == 1 else x.contiguous(), M if ends is None else slots * TILE
+    width = cdiv(M, 16) * 16 if ends is None else slots * TILE
+    if wide > K:
+        x = F.pad(x.view(torch.uint8 if x.dtype == E4M3 else x.dtype).unflatten(1, (-1, K)), (0, wide - K))
+        x = x.flatten(1).view(E4M3 if x_scale is not None else x.dtype)
+    elif x.stride(1) != 1 or x.stride(0) % 16:
+        x = x.contiguous()
     if ends is not None:
         check_ends(ends, E)
     if rows:
-        out[:2] = x.new_empty(M, K, dtype=E4M3), x.new_empty(cdiv(K, TILE), M, dtype=torch.float32).T
+        out[:2] = x.new_empty(M, wide, dtype=E4M3), x.new_empty(cdiv(K, TILE), M, dtype=torch.float32).T
     if columns:
-        out[2:] = x.new_empty(K, width, dtype=E4M3), x.new_empty(slots, K, dtype=torch.float32).T
+        out[2:] = x.new_empty(wide, width, dtype=E4M3), x.new_empty(slots, wide, dtype=torch.float32).T
     if K and slots:
         tiles_kernel[(slots, cdiv(K, TILE))](
-            x, x_scale, x[:, K:] if swiglu else None, gates, ends, *out, M, K, x.stride(0), width, E=E,
+            x, x_scale, x[:, wide:] if swiglu else None, gates, ends, *out, M, wide, x.stride(0), width, E=E,
             BLOCK_E=next_power_of_2(E), BLOCK=block, TILE=TILE, POWER=power_of_2,
             BITS=by_bits(x.device), num_warps=WARPS if columns else 4,
         )  # fmt: skip
+    if rows and wide > K:
+        out[0] = out[0][:, :K]
+    if columns and (wide > K or width > M):
+        out[2:] = out[2][:K, : M if ends is None else width], out[3][:K]
     return tuple(t for t in out if t is not None)
 
 
