@@ -523,8 +523,9 @@ if not fast():
     inside = (gap.abs() < 0.25).sum().item()
     print(f"FP8 is within 0.25% of {BASE} with {inside} of {SEEDS} seeds.")
     if gap.min() > 0 or gap.max() < 0:
-        print(f"It is {'worse' if gap.min() > 0 else 'better'} with every seed, ", end="")
-        print(f"{abs(gap.mean()) / rounding.clamp_min(1e-9):.1f} times what FP32 differs at most.")
+        print(f"It is {'worse' if gap.min() > 0 else 'better'} with every seed", end="")
+        beside = f", {abs(gap.mean()) / rounding:.1f} times what FP32 differs at most"
+        print(f"{beside if rounding > 0 else ''}.")  # 0 where the base is FP32 itself
     else:
         print("Its sign changes with the seed: below the spread, this size cannot tell.")
     guess.compare(gap.mean().item())
