@@ -860,8 +860,10 @@ print(f"times its multipliers it comes back with {error:.1f} dB")
 #
 # Each begins with `import minids`.
 #
-# 1. Write `decode_e5m2` and `round_to_e5m2`, which has infinities, and hold all 256 codes against `torch.float8_e5m2`. Where do the two roundings to even, of E4M3 and E5M2, differ for the same number?
-# 2. Tiles of other widths: 16, 32, 64, 128, 256. For int8 and E4M3, with float32 and with ue8m0 scales, draw the SNR of the SwiGLU tensor over the bytes for each number. Which point would you choose, and does a format of 4 bits change your mind?
+# 1. Write `decode_e5m2` and `round_to_e5m2` (beyond its largest number E5M2 goes on to infinity, from 61,440 on, which is halfway to the next) and hold both against `torch.float8_e5m2`: all 256 codes, then random numbers. Now round numbers from 16 to 32 to E4M3 first, and the result to E5M2. Which of them come out otherwise than with E5M2 at once?
+# <details><summary>Expected</summary>A quarter: what lies between 18 and 19, 21 and 22, 26 and 27, 29 and 30. E4M3 moves it to 18, 22, 26 or 30, halfway between two numbers of E5M2, and the tie then goes to even, away from the nearest. Rounding twice is not rounding once.</details>
+# 2. Tiles of other widths: 16, 32, 64, 128, 256. For int8, E4M3 and **E2M1** (4 bits: 0, 0.5, 1, 1.5, 2, 3, 4 and 6, with a sign), with float32 and with ue8m0 scales, draw the SNR of the SwiGLU tensor over the bytes for each number. `tensors["SwiGLU"]` is in this notebook: work at its end, or take the tensor along with `torch.save`. Which point would you choose?
+# <details><summary>Expected</summary>A number takes 1 + 4/n bytes in a tile of n with a float32 scale, 1 + 1/n with ue8m0, in E2M1 half a byte less: 1.25 and 1.0625 for n = 16. So ue8m0 buys tiles a quarter as wide for the same bytes. Look whether int8 and E2M1, whose ranges are short, gain more from narrow tiles than E4M3 does; with ue8m0 E4M3 has little to gain, as long as its numbers stay above the subnormals. E2M1 has two bits of mantissa fewer than E4M3: 2 · 6 = 12 dB less, or worse.</details>
 
 # %%
 status()

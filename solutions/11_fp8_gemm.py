@@ -691,7 +691,7 @@ for gpu in ("H200", "H100", "RTX 4090"):
 #
 # **Question:** an H200, a Linear with $N = K = 4096$, both kernels at 100% of their peaks. From how many rows on does FP8 win? What changes if the weights are ready (box unticked)? Then set FP8 to 18% of its peak, which is what 355 TFLOP/s are: is there still a shape where it wins? And at 54%, which is DeepGEMM's 1,066?
 #
-# <details><summary>Answer</summary>From about 750 rows on, and by less than the two peaks promise, for quantising takes its share. With the weights ready it is ahead at all sizes of the picture: with few rows the bytes set the time, and FP8 reads half as many. With the slow kernel nothing wins, at any width, for the FLOPs alone take longer than in BF16; only with the weights ready do up to some 64 rows, where bytes count. With DeepGEMM's share it depends on what BF16 reaches: against its peak FP8 stays behind at this width, if only just; against four fifths of the peak it is ahead from about 1,400 rows on.</details>
+# <details><summary>Answer</summary>From about 730 rows on, and by less than the two peaks promise, for quantising takes its share. With the weights ready it is ahead at all sizes of the picture: with few rows the bytes set the time, and FP8 reads half as many. With the slow kernel nothing wins, at any width, for the FLOPs alone take longer than in BF16; only with the weights ready do up to some 64 rows, where bytes count. With DeepGEMM's share it depends on what BF16 reaches: against its peak FP8 stays behind at this width, if only just; against four fifths of the peak it is ahead from about 1,250 rows on.</details>
 
 
 # %%
@@ -784,10 +784,10 @@ explore(
 #
 # Each begins with `import minids`.
 #
-# 1. The first version of the report (section 3.5.2) says that 32 products of FP8 numbers need 34 bits to be added exactly. Draw random codes (all 254 numbers alike, `minids.fp8.reference.decode_e4m3`), make products in float64, and find from how many bits on `add_limited` equals the exact sum.
-# <details><summary>Expected</summary>With 30 bits many of the sums are exact, with 34 nearly all, with 36 all: from 2^17 (448²) down to 2^-18 there are 36 places.</details>
+# 1. The first version of the report (section 3.5.2) says that 32 products of FP8 numbers need 34 bits to be added exactly. Draw random codes (all 256 alike, but the two that are NaN), decode them with `minids.fp8.reference.decode_e4m3`, and make sums of 32 products in float64. From how many bits on does `minids.fp8.reference.add_limited`, beginning at 0, give the exact sum?
+# <details><summary>Expected</summary>With 30 bits about half of the sums are exact, with 34 nearly all, with 36 all: the largest product, 448², leads at 2^17, the smallest one is 2^-18, and from the one down to the other there are 36 places.</details>
 # 2. Write a variant of `matmul_limited` that keeps 14 bits and never promotes, but rounds to the nearest unit instead of cutting. Put it into the figure of error over K, for positive numbers. How much of the error was the bias of cutting?
-# <details><summary>Expected</summary>Most of it: at K = 4096 the error falls to a small part of what it was, for rounding goes up as often as down.</details>
+# <details><summary>Expected</summary>Most of it: at K = 4096 less than a tenth of the error is left, for rounding goes up as often as down. At K = 16,384 more is left: the unit is larger than most products there, nearly half of them are below half a unit and become 0, and that is a bias again.</details>
 
 # %%
 status()

@@ -688,8 +688,10 @@ print("written: .minids/mini_deepseek.html")
 #
 # Each begins with `import minids`.
 #
-# 1. Which part earns most? Build the ladder in another order: experts first, on MHA (`minids.ModelConfig.preset("tiny", attention="mha")` has them), then MLA. Train both orders with `minids.lab.train_live`, at equal steps and with three seeds. Do MLA and experts help each other, or hinder?
+# 1. Which part earns most? Build the ladder in another order: from MHA to MHA with experts, then to MLA with experts. The first and the last are `minids.bench.ladder.rungs("tiny")["MHA"].cfg` and `["MLA+MoE"].cfg`, the old step between is `["MLA"].cfg`, the new one `minids.ModelConfig.preset("tiny", attention="mha")`. Train the four with `minids.lab.train_live(model, text, steps=100, seed=seed)`, three seeds each: twelve runs, each of 100 steps as long as the minute above, or shorter (`torch.manual_seed(seed)` before each model). Compare `minids.data.bits_per_byte(*run.heldout())`. Do MLA and experts help each other, or hinder?
+# <details><summary>Expected</summary>The new step has 1,047,728 active parameters, the others up to 1,066,112: less than 2 in 100 apart. Whether the two help each other is one number, the same in both orders: what MLA changes with experts, less what it changes without, (MLA+MoE − MHA+MoE) − (MLA − MHA). Compute it for each seed. Below 0 for all three they help, above 0 for all three they hinder, else the seeds hide it.</details>
 # 2. Go back to an exercise whose box above has no tick, solve it, and run this notebook again. Then break it on purpose: edit its file in `.minids/passed` so that it gives half of what it should, and look at what `assemble.Parts()` says once the model runs.
+# <details><summary>Expected</summary>At its first call, for 01.1: <code>01.1 rms_norm: yours passed, and does not work in this model; the reference stands in</code>, and how many of its numbers are not the reference's. The picture is drawn before that, and keeps the tick; the table below “Whose work was it?” has the reference, and the reason. About a part that this model never calls, such as 01.3, nothing is said.</details>
 
 # %%
 status()

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 
 import minids
 from minids import accounting, lab, layers, mla, moe, triton_env
+from minids.bench import ladder
+from minids.fp8 import reference as fp8
+from minids.lab import assemble
 from minids.lab.tiles import tl, triton
 from minids.numerics import TOLERANCE, relative_error
 from minids.run import BALANCE
@@ -317,7 +320,72 @@ def test_09_2_a_fair_router_s_padding_goes_up_and_down():
 
 # 10 ---------------------------------------------------------------------------------------------------------------
 
+
+def test_10_1_rounding_twice_is_not_rounding_once():
+    x = torch.arange(16 * 64, 32 * 64) / 64
+    twice, once = (y.to(torch.float8_e5m2).float() for y in (fp8.round_to_e4m3(x), x))
+    begins = x[twice != once].floor().unique().int().tolist()
+    assert torch.equal(twice != once, torch.isin(x.floor(), torch.tensor(begins).float()) & (x % 1 != 0))
+    assert len(begins) == 16 / 4 and says("10", "A quarter: what lies between 18 and 19", "61,440")
+    assert all(says("10", f"{n} and {n + 1}") for n in begins)
+    assert torch.tensor([61439.0, 61440.0]).to(torch.float8_e5m2).float().tolist() == [57344.0, math.inf]
+
+
+def test_10_2_bytes_and_what_narrow_tiles_gain():
+    digits = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    formats = {
+        "int8": (127, torch.round),
+        "E4M3": (448, fp8.round_to_e4m3),
+        "E2M1": (6, lambda y: y.sign() * digits[torch.bucketize(y.abs(), (digits[1:] + digits[:-1]) / 2)]),
+    }
+    x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+
+    def snr(format, n):
+        largest, turn = formats[format]
+        tiles = x.unflatten(-1, (-1, n))
+        scale = fp8.power_of_two_scale(tiles.abs().amax(-1, keepdim=True) / largest)
+        return 10 * math.log10(x.square().sum() / (x - (turn(tiles / scale) * scale).flatten(-2)).square().sum())
+
+    gains = {format: snr(format, 16) - snr(format, 256) for format in formats}
+    assert abs(gains["E4M3"]) < 0.2 < 1 < min(gains["int8"], gains["E2M1"])
+    assert snr("E4M3", 16) - snr("E2M1", 16) > 12
+    wide, narrow = (1 + scale.itemsize / 16 for scale in (torch.float32, torch.float8_e8m0fnu))
+    assert says("10", f"{wide} and {narrow} for n = 16", "2 · 6 = 12 dB less, or worse")
+
+
 # 11 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_11_1_the_bits_of_an_exact_sum():
+    codes = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
+    drawn = torch.randint(len(codes), (2, 4000, 32), generator=torch.Generator().manual_seed(0))
+    products = fp8.decode_e4m3(codes[drawn]).double().prod(0)
+    zero, exact = torch.zeros(4000, dtype=torch.float64), products.sum(-1)
+    share = {bits: (fp8.add_limited(zero, products, bits) == exact).double().mean().item() for bits in (30, 34, 35, 36)}
+    assert 0.4 < share[30] < 0.6 and 0.95 < share[34] < share[35] < share[36] == 1
+    numbers = fp8.decode_e4m3(codes).double()
+    ends = [math.frexp(n**2)[1] - 1 for n in (numbers.max().item(), numbers[numbers > 0].min().item())]
+    assert says("11", "leads at 2^{}, the smallest one is 2^{}".format(*ends))
+    assert says("11", "with 36 all: the largest product, 448²", f"there are {ends[0] - ends[1] + 1} places")
+
+
+def test_11_2_rounding_to_the_nearest_unit():
+    def nearest(acc, products):
+        terms = torch.cat([acc.unsqueeze(-1), products], -1)
+        unit = 2.0 ** (torch.frexp(terms.abs().amax(-1, keepdim=True)).exponent - 14)
+        return ((terms / unit).round() * unit).sum(-1)
+
+    left = {}
+    for K in (4096, 16384):
+        a, b = fp8.round_to_e4m3(448 * torch.rand(2, 16, K, generator=torch.Generator().manual_seed(K)))
+        acc, exact = torch.zeros(16, 16), a.double() @ b.double().T
+        for k in range(0, K, fp8.STEP):
+            acc = nearest(acc, a[:, None, k : k + fp8.STEP] * b[None, :, k : k + fp8.STEP])
+        left[K] = relative_error(acc, exact) / relative_error(fp8.matmul_limited(a, b), exact)
+    assert left[4096] < 0.1 < left[16384] and says("11", "at K = 4096 less than a tenth", "At K = 16,384 more is left")
+    unit, products = 2.0 ** (math.frexp(exact.mean().item())[1] - 14), a * b
+    assert (products < unit).double().mean() > 0.5 > (products < unit / 2).double().mean() > 0.4
+
 
 # 12 ---------------------------------------------------------------------------------------------------------------
 
@@ -343,6 +411,28 @@ def test_12_2_neither_kind_of_scale_is_nearer_in_all_of_a_model():
 
 
 # 13 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_13_1_the_new_step_has_as_many_active_parameters():
+    rungs = ladder.rungs("tiny")
+    new = accounting.parameters(minids.ModelConfig.preset("tiny", attention="mha")).active
+    old = [accounting.parameters(rungs[name].cfg).active for name in ("MHA", "MLA", "MLA+MoE")]
+    assert new < min(old) and max(old) < 1.02 * new
+    assert says("13", f"{new:,} active parameters, the others up to {max(old):,}: less than 2 in 100 apart")
+
+
+def test_13_2_a_part_that_gives_half_is_named_at_its_first_call(capsys):
+    def half(of):
+        return lambda *args: 0.5 * of(*args)
+
+    own = {number: half(lab.exercises.find(number).reference) for number in ("01.1", "01.3")}
+    parts = assemble.Parts(own=own)
+    assert parts.all["rms_norm"].owner == "yours" and not capsys.readouterr().out
+    assemble.MiniDeepSeek(minids.ModelConfig.preset("tiny", num_hidden_layers=1), parts)(torch.tensor([[1, 2, 3]]))
+    said, why = capsys.readouterr().out.strip().splitlines()
+    assert says("13", said) and "of the numbers that it gives here are not the reference's" in why
+    assert parts.all["rms_norm"].owner == "reference" and parts.all["causal_attention"].owner == "yours"
+
 
 # 14 ---------------------------------------------------------------------------------------------------------------
 
