@@ -147,7 +147,7 @@ def test_04_2_the_crossover_of_small_and_of_a_narrow_latent():
     C, P, V = cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.v_head_dim
     wide, narrow = (minids.mla.reference.crossover(rank, P, V, 2048) for rank in (C, 64))
     assert P == V and says("04", f"C = {C} and P = V = {P}: the crossover is at {wide:.1f} new tokens")
-    assert 2 * 64 == P + V and says("04", f"it is at S = {narrow:,.0f}")
+    assert P + V == 2 * 64 and says("04", f"it is at S = {narrow:,.0f}")
 
 
 # 05 ---------------------------------------------------------------------------------------------------------------
