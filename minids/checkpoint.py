@@ -55,14 +55,10 @@ def write(path, step, tensors, meta):
 
 
 def put(temporary, path):
-    """Rename a finished checkpoint to `path`; one of that step that is there already stands aside until it is done."""
-    aside = path.with_name(path.name + ".old")
-    if path.exists():
-        discard(aside)
-        os.replace(path, aside)
+    """Rename a finished checkpoint to `path`; one of that step that is there is damaged: a run goes on behind it."""
+    discard(path)
     os.replace(temporary, path)
     sync(path.parent)
-    discard(aside)
 
 
 def load_latest(folder):
@@ -87,13 +83,11 @@ def read(path):
     try:
         state = json.loads((path / STATE).read_bytes())
         if state.pop("state") != digest_of_json(state):
-            raise CheckpointError(f"checkpoint {path} is damaged: {STATE} is not what was written")
+            raise ValueError(f"{STATE} is not what was written")
         if state["tensors"] != digest(path / TENSORS):
-            raise CheckpointError(f"checkpoint {path} is damaged: {TENSORS} is not what was written")
+            raise ValueError(f"{TENSORS} is not what was written")
         return state["step"], load_file(path / TENSORS), state["meta"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -144,9 +138,9 @@ def name_of(step):
 
 
 def candidates(home):
-    """The checkpoints in `home`, newest first; one that stood aside (.old) comes after its successor."""
-    found = [(re.fullmatch(r"step-(\d+)(\.old)?", path.name), path) for path in home.glob("step-*")]
-    return [path for *_, path in sorted((-int(match[1]), bool(match[2]), path) for match, path in found if match)]
+    """The checkpoints in `home`, newest first."""
+    found = [path for path in home.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))
 
 
 def discard(path):

@@ -27,9 +27,6 @@ SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 SIZES += ["rms_norm_eps", "max_position_embeddings"]
 MLA_SIZES = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
 MOE_SIZES = ["moe_intermediate_size", "num_experts_per_tok"]
-NULLABLE = ["n_group", "topk_group", "topk_method", "norm_topk_prob", "first_k_dense_replace", "scoring_func"]
-NULLABLE += ["n_routed_experts", "n_shared_experts", "num_nextn_predict_layers", "moe_layer_freq", "aux_loss_alpha"]
-NULLABLE += ["attention_bias", "tie_word_embeddings", "initializer_range"]  # null on the hub means the default
 YARN_SIZES = ("factor", "original_max_position_embeddings")
 YARN = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")  # may be left out
 
@@ -90,6 +87,7 @@ class ModelConfig:
         if self.attention == "mla":
             self.num_key_value_heads = self.num_attention_heads  # as hub configs say it; the cache has none of them
         validate(self)
+        self.rope_scaling = self.rope_scaling and dict(self.rope_scaling)  # its own: presets share theirs
 
     @classmethod
     def preset(cls, name, **changes):
@@ -174,7 +172,8 @@ def _check_positive(cfg):
     names = [*SIZES, "rope_theta", "moe_layer_freq"] + MLA_SIZES * (cfg.attention == "mla")
     for name in names + [*MOE_SIZES, "n_group", "topk_group"] * bool(cfg.n_routed_experts):
         _need((getattr(cfg, name) or 0) > 0, f"{name} is {getattr(cfg, name)}; it must be positive")
-    for name in ("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
+    counts = ["n_routed_experts", "n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"]
+    for name in [*counts, "initializer_range"]:
         _need((getattr(cfg, name) or 0) >= 0, f"{name} is {getattr(cfg, name)}; it must be 0 or more")
 
 
@@ -197,11 +196,10 @@ def _check_experts(cfg):
     if cfg.topk_method != "greedy":
         _need(reachable >= A, f"num_experts_per_tok {A} exceeds the {reachable} experts of {cfg.topk_group} groups")
     scores, method = cfg.scoring_func, cfg.topk_method
-    if method == "noaux_tc":
-        _need(E // groups >= 2, f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores it by 2")
-        _need(scores == "sigmoid", f"scoring_func {scores!r}: topk_method 'noaux_tc' needs 'sigmoid'")
-    else:
-        _need(scores == "softmax", f"scoring_func is {scores!r}; topk_method {method!r} (V2) needs 'softmax'")
+    needed = "sigmoid" if method == "noaux_tc" else "softmax"
+    _need(scores == needed, f"scoring_func is {scores!r}; topk_method {method!r} needs {needed!r}")
+    alone = f"n_group {groups} leaves {E // groups} expert a group; the V3 router scores it by 2"
+    _need(E // groups >= 2 or method != "noaux_tc", alone)
 
 
 def _check_rope(cfg):
@@ -250,7 +248,7 @@ def _fields_from_hub(hub):
     for name, value in ONLY.items():
         _need(hub.get(name, value) in (value, None), f"{name} is {hub.get(name)!r}; minids computes {value!r} alone")
     own, values = {f.name for f in fields(ModelConfig)} - {"hub"}, _hub_defaults(kind)
-    values |= {k: hub[k] for k in own & hub.keys() if hub[k] is not None or k not in NULLABLE}
+    values |= {k: hub[k] for k in own & hub.keys() if hub[k] is not None or k in required}  # else null is the default
     if kind != "minids":
         values |= {"attention": "mla", "head_dim": 0}
     rope = hub.get("rope_parameters") or hub.get("rope_scaling")

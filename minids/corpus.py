@@ -183,7 +183,7 @@ def split(named, spec):
     """(train, heldout) texts of [(name, text)], by a stable hash of the name, never one of them empty."""
     if len(named) < 2:
         raise DataError(f"{spec} is too short to hold a part of it out; give more text")
-    order = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name, _ in named}
+    order = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") for name, _ in named}
     chosen = {name for name, value in order.items() if value % 100 < HELD_OUT}
     if not 0 < len(chosen) < len(named):
         chosen = {min(order, key=order.get)}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from minids.corpus import Corpus, DataError, cached, load_corpus
+from minids.model import evaluating
 
 __all__ = ["Corpus", "DataError", "batch", "encode_files", "heldout_acceptance", "heldout_bits_per_byte", "load_corpus"]
 __all__ += ["load_tokenizer"]
@@ -100,10 +101,9 @@ def heldout_nats(model, tokenizer, corpus, seq_len, batch_size):
     tokens = encode_files(tokenizer, corpus.heldout)
     row = torch.cat([torch.zeros(1, dtype=torch.int64), tokens.long()])  # the first token follows an end of text
     starts, window = window_starts(len(row) - 1, seq_len)
-    device, was_training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    model.eval()
-    try:
+    with evaluating(model):
         for first in range(0, len(starts), batch_size):
             chunk = starts[first : first + batch_size]
             inputs = torch.stack([row[start : start + window] for start, _ in chunk])
@@ -112,8 +112,6 @@ def heldout_nats(model, tokenizer, corpus, seq_len, batch_size):
                 line[: done - start] = -100  # an earlier window has predicted them
             logits = model(inputs.to(device)).flatten(0, 1).float()
             nats += F.cross_entropy(logits, targets.to(device).flatten(), reduction="sum")
-    finally:
-        model.train(was_training)
     return float(nats) / len(tokens), len(tokens), sum(map(len, corpus.heldout))
 
 
@@ -122,20 +120,19 @@ def heldout_acceptance(model, tokenizer, corpus, seq_len, windows=32):
     """For each MTP module k of `model`, the share of positions where its likeliest token t+k+1 is the main head's too.
 
     For k = 1 that is what `speculate` would accept along the held-out text (V3 reports 85 to 90% along what it writes).
-    Measured on `windows` of `seq_len` tokens, at equal distances.
+    Measured on `windows` of `seq_len` tokens, at equal distances; [] where the text is shorter than the modules look.
     """
-    if not model.mtp:
-        return []
     tokens, hits = encode_files(tokenizer, corpus.heldout), [0.0] * len(model.mtp)
-    last, was_training = max(0, len(tokens) - seq_len), model.training
-    model.eval()
-    for start in [last * i // (windows - 1) for i in range(windows)]:
-        row = tokens[None, start : start + seq_len].long().to(next(model.parameters()).device)
-        h = model.hidden(row)
-        chosen = model.lm_head(h).argmax(-1)
-        for k, h_k in enumerate(model.mtp_hidden(row, h), 1):
-            hits[k - 1] += float((model.lm_head(h_k).argmax(-1) == chosen[:, k:]).double().mean())
-    model.train(was_training)
+    if not hits or len(tokens) <= len(hits):
+        return []
+    last = max(0, len(tokens) - seq_len)
+    with evaluating(model):
+        for start in [last * i // (windows - 1) for i in range(windows)]:
+            row = tokens[None, start : start + seq_len].long().to(next(model.parameters()).device)
+            h = model.hidden(row)
+            chosen = model.lm_head(h).argmax(-1)
+            for k, h_k in enumerate(model.mtp_hidden(row, h), 1):
+                hits[k - 1] += float((model.lm_head(h_k).argmax(-1) == chosen[:, k:]).double().mean())
     return [total / windows for total in hits]
 
 

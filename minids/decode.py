@@ -34,12 +34,12 @@ PARTS = {MLA, MoE, Gate, Experts, SwiGLU, RMSNorm, nn.Linear, nn.Embedding, nn.M
 def find_step(model, tokens, cache, kinds):
     """The Step for `tokens` after `cache`, or None where the ordinary path has to go; `kinds` are the model's classes.
 
-    It is prepared with the first token after a prompt, and dropped with the next prompt.
+    It is prepared with the first token after a prompt, and dropped with the next prompt, or for another model.
     """
     if not cache or tokens.dim() != 2:
         return None
     first, (B, T) = cache[0], tokens.shape
-    if T > 1 or first.length == 0:
+    if T > 1 or first.length == 0 or getattr(first.step, "model", model) is not model:
         first.step = None
     if T > 1 or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
         return None
@@ -178,6 +178,7 @@ class Step:
     @torch.inference_mode(False)  # so that what is prepared serves in and out of inference mode
     @torch.no_grad()
     def __init__(self, model, cache):
+        self.model = model
         cfg, (B, max_len) = model.cfg, cache.tensors[0].shape[:2]
         wide, y = torch.empty(B, 1 + cfg.hidden_size), torch.empty(B, cfg.hidden_size)
         self.x, self.norm = wide[:, 1:], Norm(model.norm, wide, y)

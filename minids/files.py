@@ -68,8 +68,7 @@ def sync(path):
 
 def disk_is_full(error):
     """Whether `error` says so: by its number, or in words (safetensors and tokenizers have classes of their own)."""
-    words = str(error)
-    in_words = "No space left" in words or re.search(r"os error (27|28|122)\b", words)
+    in_words = re.search(r"No space left|os error (27|28|122)\b", str(error))
     return getattr(error, "errno", None) in FULL or bool(in_words)
 
 

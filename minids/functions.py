@@ -19,7 +19,7 @@ def root_mean_square(x, eps):
 @lru_cache(maxsize=32)
 def scalar(value, dtype):
     """A 0-dim tensor on the CPU, made once: making it takes as long as the norm's other operations."""
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 class NormOnCPU(torch.autograd.Function):
@@ -99,8 +99,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         dx, dw = (torch.empty_like(x), torch.zeros_like(weight)) if with_gradients else (None, None)
         for begin in range(0, len(x), LinearCrossEntropy.CHUNK):
             rows = slice(begin, begin + LinearCrossEntropy.CHUNK)
-            target, counts = targets[rows].clamp_min(0).unsqueeze(1), counted[rows].unsqueeze(1)
             part = x[rows].to(dtype)
+            counts = counted[rows].reshape(len(part), 1)
+            target = targets[rows].unsqueeze(1).where(counts, 0)  # any other outside of the vocabulary raises below
             logits = F.linear(part, w)
             p = logits.softmax(-1, dtype=wide)
             log_sum = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()

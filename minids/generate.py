@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from minids.layers import rope_tables
-from minids.model import Transformer, check_vocabulary
+from minids.model import Transformer, check_vocabulary, evaluating
+from minids.numerics import device_fault
 
 
 @torch.no_grad()
@@ -31,13 +32,11 @@ def generate(
     check_sampling(temperature, top_p)
     tokens = tokens.to(next(model.parameters()).device)
     B, T = tokens.shape
-    random = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
+    random = None if seed is None else torch.Generator(tokens.device).manual_seed(int(seed))
     result = torch.cat([tokens, tokens.new_full((B, max_new_tokens), stop_token or 0)], 1)
     finished = torch.zeros(B, dtype=torch.bool, device=tokens.device)
     cache = model.new_cache(B, T + max_new_tokens) if use_cache else None
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for end in range(T, T + max_new_tokens):
             start = cache[0].length if cache else 0
             new = choose(model(result[:, start:end], cache, last_only=True)[:, -1], temperature, top_p, random)
@@ -49,8 +48,6 @@ def generate(
                 stream(new)
             if stop_token is not None and finished.all():
                 break
-    finally:
-        model.train(was_training)
     return result
 
 
@@ -67,28 +64,26 @@ def speculate(model, tokens, max_new_tokens):
     if len(tokens) > 1 or not model.mtp:
         raise ValueError(f"{len(tokens)} rows, {len(model.mtp)} MTP modules; speculate takes one row, a model with MTP")
     ids, end, passes = tokens.to(next(model.parameters()).device), tokens.shape[1] + max_new_tokens, 0
-    draft, was_training = ids[:, :0], model.training
-    cache, (of_module, *_) = model.new_cache(1, end), model.new_cache(1, end)
-    model.eval()
-    while ids.shape[1] < end:
-        start, passes = cache[0].length, passes + 1
-        h = model.hidden(torch.cat([ids[:, start:], draft], 1), cache)
-        chosen = model.lm_head(h[:, ids.shape[1] - 1 - start :]).argmax(-1)
-        if draft.numel() and chosen[0, 0] != draft:
-            h, chosen = h[:, :-1], chosen[:, :1]
-            for layer in cache:
-                layer.length -= 1
-        ids = torch.cat([ids, chosen], 1)
-        cos, sin = rope_tables(model.cfg, torch.arange(start, start + h.shape[1], device=h.device))
-        h = model.mtp[0](model.embed_tokens(ids[:, start + 1 :]), h, cos, sin, of_module)
-        draft = model.lm_head(h[:, -1:]).argmax(-1)
-    model.train(was_training)
+    draft, cache, (of_module, *_) = ids[:, :0], model.new_cache(1, end), model.new_cache(1, end)
+    with evaluating(model):
+        while ids.shape[1] < end:
+            start, passes = cache[0].length, passes + 1
+            h = model.hidden(torch.cat([ids[:, start:], draft], 1), cache)
+            chosen = model.lm_head(h[:, ids.shape[1] - 1 - start :]).argmax(-1)
+            if draft.numel() and chosen[0, 0] != draft:
+                h, chosen = h[:, :-1], chosen[:, :1]
+                for layer in cache:
+                    layer.length -= 1
+            ids = torch.cat([ids, chosen], 1)
+            cos, sin = rope_tables(model.cfg, torch.arange(start, start + h.shape[1], device=h.device))
+            h = model.mtp[0](model.embed_tokens(ids[:, start + 1 :]), h, cos, sin, of_module)
+            draft = model.lm_head(h[:, -1:]).argmax(-1)
     return ids[:, :end], passes
 
 
 def choose(logits, temperature=0.0, top_p=1.0, random=None):
     """The next token [B] int64 from logits [B,V]: the largest, or one drawn from the nucleus of `top_p`."""
-    if temperature == 0:
+    if min(temperature, top_p) < 1e-30:  # fp32 would have infinities or an empty nucleus; the likeliest is left
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, -1)
     if top_p == 1:
@@ -170,7 +165,11 @@ def read_tokenizer(folder):
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
             stop = json.loads((folder / name).read_text()).get("eos_token_id", stop)
-    return Tokenizer.from_file(str(folder / "tokenizer.json")), stop[0] if isinstance(stop, list) else stop
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers has no class of its own
+        raise ValueError(f"{folder / 'tokenizer.json'} is no whole tokenizer ({error}); fetch it again") from None
+    return tokenizer, stop[0] if isinstance(stop, list) else stop
 
 
 def build_parser():
@@ -190,6 +189,9 @@ def main(argv=None):
     """Print the prompt and its continuation; the exit code is 0, 2 for bad input and 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
+        if fault := device_fault(args.device):
+            raise ValueError(f"--device is {args.device}, which torch cannot use here: {fault}")
+        args.prompt.encode()  # raises for bytes on the command line that are not UTF-8
         folder = find_model(args.model)
         tokenizer, stop = read_tokenizer(folder)
         model = Transformer.from_pretrained(folder, device=args.device)

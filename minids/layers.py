@@ -8,6 +8,7 @@ the product of a query and a key depends on the distance of their positions alon
 frequencies, which a short training never saw turn once, and leaves the fast ones: f = f/s * ramp + f * (1 - ramp).
 """
 
+import importlib
 import math
 from functools import lru_cache
 
@@ -72,15 +73,14 @@ class SwiGLU(nn.Module):
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x), impl))
 
 
-def rope_width(cfg):
-    """How many dimensions of a head RoPE turns: qk_rope_head_dim for "mla", all of them for "mha" and "gqa"."""
-    return cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.attention_head_dim
-
-
 def rope_tables(cfg, positions):
-    """cos and sin [T,R/2] fp32 of `positions` [T]; YaRN's factor for them included (2309.00071)."""
+    """cos and sin [T,R/2] fp32 of `positions` [T]; YaRN's factor for them included (2309.00071).
+
+    R is qk_rope_head_dim for "mla", and the whole width of a head for "mha" and "gqa".
+    """
+    width = cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.attention_head_dim
     scaling = tuple(sorted((cfg.rope_scaling or {}).items()))
-    frequencies = inverse_frequencies(rope_width(cfg), cfg.rope_theta, scaling, positions.device)
+    frequencies = inverse_frequencies(width, cfg.rope_theta, scaling, positions.device)
     angles = positions[:, None].float() * frequencies
     factor = table_factor(cfg.rope_scaling)
     return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
@@ -238,6 +238,20 @@ def use_kernel(impl, x, what):
     if impl == "auto":
         return x.dtype != torch.float64 and triton_env.compiles()
     return bool(triton_env.require(f"the kernel of {what}"))
+
+
+def late_kernels(package, public, *kernels):
+    """__getattr__ and __dir__ of a technique's `package`, whose modules `kernels` are imported when they are asked for.
+
+    So `import minids` works without Triton, and tab completion shows `public` and the kernels.
+    """
+
+    def find(name):
+        if name not in kernels:
+            raise AttributeError(f"{package} has no {name!r}; it has {', '.join([*public, *kernels])}")
+        return importlib.import_module(f"{package}.{name}")
+
+    return find, lambda: [*public, *kernels]
 
 
 def layer_kernels():

@@ -15,6 +15,8 @@ Each module is causal, so h^k_t has seen tokens 1 to t+k. Eq. 21 has [norm(h); n
 the order of the published weights. `model(tokens)` never runs the modules: they are for `loss`, and for `speculate`.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -186,6 +188,17 @@ def init_weights(model, std):
             nn.init.normal_(p, std=std)
         elif name.endswith("bias"):
             nn.init.zeros_(p)
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """A context with `model` in eval mode, and afterwards in the mode in which it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def check_tokens(tokens, cfg, start=0):

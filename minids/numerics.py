@@ -1,4 +1,4 @@
-"""One error metric, one limit per dtype, seeding, and which devices are quick in bf16.
+"""One error metric, one limit per dtype, seeding, and which devices can be used, and are quick in bf16.
 
 The metric is the largest error over the largest wanted value. Errors of single elements say little in a matrix
 product: where a sum cancels to almost nothing any rounding is large beside it.
@@ -6,7 +6,6 @@ product: where a sum cancels to almost nothing any rounding is large beside it.
 
 import random
 
-import numpy as np
 import torch
 
 # A few units of the last place, times the growth of rounding over the sums of a layer.
@@ -32,9 +31,20 @@ def relative_error(got, want):
 
 def seed_everything(seed):
     """Seed Python's, NumPy's and torch's generators with `seed`, on every device."""
+    import numpy  # here: `import minids` needs torch alone
+
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def device_fault(name):
+    """Why torch cannot use the device `name` here, in its own words; None where it can."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def has_fast_bf16(device):

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minids.files import replace_file
+
 FLUSH_EVERY = 10  # steps between two readings of the losses; a GPU is waited for only then
 
 
@@ -84,7 +86,8 @@ def read_log(path):
 def keep_lines(path, done):
     """Drop from a log.jsonl the lines of steps after `done`, and a line that was cut short."""
     rows = [row for row in read_log(path) if row["step"] <= done]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    replace_file(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
 
 def result_line(result):

@@ -15,7 +15,7 @@ from minids import checkpoint, data, fp8, optim
 from minids.config import ModelConfig
 from minids.files import replace_file, write_json
 from minids.model import Transformer
-from minids.numerics import has_fast_bf16, seed_everything
+from minids.numerics import device_fault, has_fast_bf16, seed_everything
 
 WARMUP_STEPS, WEIGHT_DECAY, BIAS_RATE, CLIP = 20, 0.1, 0.001, 1.0
 BALANCE_ALPHA = 0.01  # of an auxiliary loss that balances without the bias, on `tiny`
@@ -54,11 +54,6 @@ class Run:
         if self.args.get("precision") == "fp8":
             fp8.convert(self.model)
         self.optimizers = optim.build_optimizers(self.model, self.args["lr"], self.args["lr"], WEIGHT_DECAY)
-        self.peaks = [group["lr"] for group in self.groups()]
-
-    def groups(self):
-        """The parameter groups of all optimizers."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def precision(self):
         """The context in which the model runs: autocast to bf16 where run.json says so."""
@@ -74,14 +69,14 @@ class Run:
 
     def train_step(self, steps):
         """Take one step of `steps`; gives the cross-entropy in nats, MaxVio (0-dim both) and the loads [layers,E]."""
-        multiplier = optim.schedule(self.step, steps, min(WARMUP_STEPS, steps // 2))
-        for group, peak in zip(self.groups(), self.peaks, strict=True):
-            group["lr"] = peak * multiplier
+        rate = self.args["lr"] * optim.schedule(self.step, steps, min(WARMUP_STEPS, steps // 2))
         with self.precision():
             loss, cross_entropy = self.model.loss(*self.batch(self.step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
@@ -139,14 +134,17 @@ def resume(folder, **changes):
     """The run in `folder` at its last whole checkpoint, with `changes` to its arguments; raises TrainError."""
     try:
         record = json.loads((folder / "run.json").read_text())
+        record["arguments"] |= changes
+        corpus_hash, device = record["corpus"]["hash"], record["arguments"]["device"]
     except FileNotFoundError:
         raise TrainError(f"{folder} holds no run (there is no run.json); begin one with --out {folder}") from None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{folder / 'run.json'} is damaged ({error}); begin a new run with another --out") from None
-    record["arguments"] |= changes
+    if fault := device_fault(device):
+        raise TrainError(f"the run's device is {device}, which torch cannot use here ({fault}); resume it where it can")
     corpus = data.load_corpus(record["arguments"]["data"])
-    if corpus.hash != record["corpus"]["hash"]:
-        hashes = f"hash {record['corpus']['hash'][:12]} then, {corpus.hash[:12]} now"
+    if corpus.hash != corpus_hash:
+        hashes = f"hash {corpus_hash[:12]} then, {corpus.hash[:12]} now"
         what = f"the corpus {corpus.name} has changed since this run began ({hashes})"
         raise TrainError(f"{what}; bring its files back, or begin a new run with another --out")
     torch.set_num_threads(record["threads"])  # sums over threads depend on their number

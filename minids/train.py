@@ -23,6 +23,7 @@ from minids.checkpoint import CheckpointError
 from minids.config import ConfigError, ModelConfig
 from minids.files import disk_is_full, write_json
 from minids.generate import generate
+from minids.numerics import device_fault
 from minids.run import BALANCE, BALANCE_ALPHA, PRECISIONS, TrainError, begin, resume
 
 DEFAULTS = {  # per preset: what the command line leaves out
@@ -53,7 +54,7 @@ def build_parser():
     add("--mtp", type=int, metavar="N", help="modules of multi-token prediction (default: the preset's)")
     add("--seed", type=int, help="of weights and batches (default 0)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
-    add("--checkpoint-every", type=float, metavar="SECONDS", help="0 means every step (default 30)")
+    add("--checkpoint-every", type=float, metavar="SECONDS", help="0: whenever it costs little (default 30)")
     return parser
 
 
@@ -76,12 +77,13 @@ def complete_arguments(given):
         raise TrainError(f"--seq-len is {args['seq_len']}; preset {preset} has {cfg.max_position_embeddings} positions")
     if not 0 <= args["mtp"] < args["seq_len"]:
         raise TrainError(f"--mtp is {args['mtp']}; give 0 or more modules, fewer than --seq-len {args['seq_len']}")
-    if args["balance"] not in BALANCE:
-        raise TrainError(f"--balance is {args['balance']!r}; it must be one of {', '.join(BALANCE)}")
-    if args.get("precision") not in (None, *PRECISIONS):
-        raise TrainError(f"--precision is {args['precision']!r}; it must be one of {', '.join(PRECISIONS)}")
-    if args["device"].startswith("cuda") and device == "cpu":
-        raise TrainError(f"--device is {args['device']}, but torch finds no CUDA GPU; leave it out")
+    for name, known in (("balance", BALANCE), ("precision", PRECISIONS)):
+        if args.get(name) not in (None, *known):
+            raise TrainError(f"--{name} is {args[name]!r}; it must be one of {', '.join(known)}")
+    if not -(2**63) <= args["seed"] < 2**64:
+        raise TrainError(f"--seed is {args['seed']}; give a whole number of 64 bits")
+    if fault := device_fault(args["device"]):
+        raise TrainError(f"--device is {args['device']}, which torch cannot use here ({fault}); leave it out")
     if Path(args["data"]).exists():
         args["data"] = str(Path(args["data"]).resolve())
     return args

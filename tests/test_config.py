@@ -48,12 +48,19 @@ def test_every_key_of_a_hub_config_is_given_back():
         ({"num_experts_per_tok": 17}, "num_experts_per_tok 17 is more than n_routed_experts 16"),
         ({"n_group": 3}, "n_routed_experts 16 is not a multiple of n_group 3"),
         ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7"),
+        ({"initializer_range": -0.02}, "initializer_range is -0.02; it must be 0 or more"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling has type 'linear'"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         ModelConfig(**changes)
+
+
+def test_a_changed_config_leaves_its_preset_alone():
+    cfg = ModelConfig.preset("deepseek-v3")
+    cfg.rope_scaling["factor"] = 2
+    assert ModelConfig.preset("deepseek-v3").rope_scaling["factor"] == 40
 
 
 def test_an_unknown_preset_is_answered_by_those_there_are():
@@ -102,6 +109,8 @@ def test_what_a_config_leaves_null_is_the_architectures_default():
     nulls = {**V3, **dict.fromkeys(names)}
     assert ModelConfig.from_hf(nulls) == ModelConfig.preset("deepseek-v3", n_group=1, topk_group=1)
     assert ModelConfig.from_hf(nulls).to_hf() == nulls
+    dense = {**V3, "n_routed_experts": None, "moe_intermediate_size": None, "routed_scaling_factor": None}
+    assert ModelConfig.from_hf(dense).n_routed_experts == 0 and ModelConfig.from_hf(dense).to_hf() == dense
     unneeded = {**YARN, "truncate": True, "partial_rotary_factor": 1.0, "mscale": 0, "attention_factor": None}
     read = ModelConfig.from_hf({**V3, "rope_parameters": unneeded}).rope_scaling
     assert read == {**YARN, "mscale": 0, "attention_factor": None}

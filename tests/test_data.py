@@ -4,7 +4,9 @@ import gzip
 import itertools
 import lzma
 import math
+import os
 import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +54,13 @@ def test_files_that_are_equal_empty_hidden_or_not_utf8(tmp_path, capsys):
     corpus = load_corpus(tmp_path)
     assert sorted(corpus.train + corpus.heldout) == [b"one", b"two"]
     assert corpus.note == "2 files are not UTF-8 text and left out" and corpus.note in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_names_of_files_need_not_be_utf8(tmp_path):
+    for name in (b"\xff.txt", b"\xfe.txt"):
+        (tmp_path / os.fsdecode(name)).write_bytes(str(name).encode())
+    assert len(load_corpus(tmp_path).train) == 1
 
 
 def test_one_file_is_split_into_blocks(tmp_path):

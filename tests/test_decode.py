@@ -146,6 +146,16 @@ def test_changed_weights_are_seen_when_the_cache_is_filled_anew():
         assert relative_error(got, ordinary(model, prompt[:, :first], model.new_cache(1, 12), 6)) < 1e-5
 
 
+@torch.no_grad()
+def test_another_model_that_goes_on_with_a_cache_computes_by_its_own_weights():
+    model, prompt = build(), torch.randint(64, (1, 4))
+    cache = model.new_cache(1, 12)
+    extend(model, prompt, cache, 3)
+    torch.manual_seed(4)
+    other, branch = Transformer(model.cfg).eval(), copy.deepcopy(cache)
+    assert relative_error(other(prompt[:, :1], cache), ordinary(other, prompt[:, :1], branch, 1)) < 1e-5
+
+
 def test_a_cache_goes_in_and_out_of_inference_mode_and_a_copy_of_it_goes_on_alone():
     model, prompt = build(), torch.randint(64, (1, 4))
     with torch.no_grad():

@@ -72,6 +72,20 @@ def test_a_seed_repeats_the_sample_and_leaves_the_global_random_state_alone():
     assert torch.equal(*draws) and torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("options", [{"temperature": 1e-45}, {"temperature": 1, "top_p": 1e-300}])
+def test_the_smallest_temperature_and_top_p_leave_the_likeliest(options):
+    ids = generate(Counting(), torch.tensor([[3]]), 4, seed=np.int64(2), **options)
+    assert ids.tolist() == [[3, 4, 5, 6, 7]]
+
+
+def test_a_model_is_in_its_mode_again_when_its_forward_fails():
+    model = Counting().train()
+    model.forward = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        generate(model, torch.tensor([[3]]), 1)
+    assert model.training
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2000, 4)
     random = torch.Generator().manual_seed(0)
@@ -120,5 +134,11 @@ def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     (tmp_path / "run.json").write_text("{}")
     assert main([str(tmp_path)]) == 2
+    assert main([str(tmp_path), "--device", "nowhere"]) == 2 and main([str(tmp_path), "--prompt", "\udcff"]) == 2
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "model" / name).write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    words = ["neither a folder", "--resume", "--device is nowhere, which torch", "utf-8", "no whole tokenizer"]
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "neither a folder" in errors[0] and "--resume" in errors[1]
+    assert len(errors) == len(words) and all(map(str.__contains__, errors, words)), errors

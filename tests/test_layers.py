@@ -174,6 +174,12 @@ def test_cudnn_gets_mla_as_it_is_and_the_others_get_padded_values(monkeypatch):
     assert all(out.shape == (1, T, 2, 16) for (_, T), out in results.items())
 
 
+@pytest.mark.parametrize("targets", [[0, -1, 2], [0, 4, 2], [1]])
+def test_a_loss_against_other_targets_than_the_vocabulary_has_is_refused(targets):
+    with pytest.raises(RuntimeError, match=r"out of bounds|invalid for input of size 1"):
+        layers.linear_cross_entropy(torch.randn(3, 5), torch.randn(4, 5), torch.tensor(targets), impl="torch")
+
+
 def test_gradients_of_what_is_ours_on_a_cpu(monkeypatch):
     monkeypatch.setattr(BlockAttention, "ROWS", 3)
     draw = {"dtype": torch.float64, "requires_grad": True}

@@ -294,6 +294,7 @@ def test_acceptance_is_how_often_both_heads_choose_the_same_token():
     got = data.heldout_acceptance(model.train(), BYTES, corpus, length, windows)
     assert got == pytest.approx(want.tolist()) and model.training
     assert data.heldout_acceptance(model_with(0, vocab_size=300), BYTES, corpus, length) == []
+    assert data.heldout_acceptance(model, BYTES, SimpleNamespace(heldout=[b"ab"]), length) == [], "too short to guess"
     for module in model.mtp:  # one that predicts what the main head does is always right
         module.forward = lambda emb, h, cos, sin: h_of_main[:, -h.shape[1] :]
     row = tokens[None, :length]

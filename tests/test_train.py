@@ -245,6 +245,8 @@ def test_what_disturbs_a_step_of_the_calibration_changes_nothing(corpus, tmp_pat
         (["--seq-len", "4096"], "sequences of 4096"),
         (["--precision", "int8"], "--precision is 'int8'; it must be one of bf16, fp32, fp8"),
         (["--balance", "sometimes"], "--balance is 'sometimes'; it must be one of bias, loss, both, none"),
+        (["--seed", str(2**64)], "--seed is 18446744073709551616"),
+        (["--device", "nowhere"], "--device is nowhere, which torch cannot use here"),
         (["--data", "/does/not/exist"], "/does/not/exist"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
     ],
@@ -255,7 +257,7 @@ def test_bad_arguments_get_one_sentence(options, words, corpus, tmp_path, capsys
         (tmp_path / "small" / f"{name}.txt").write_text(f"{name} few words, over and over. " * 20)
     data = [] if "--data" in options else ["--data", str(tmp_path / "small")]
     out = [] if "--out" in options else ["--out", str(tmp_path / "run")]
-    assert train.main([*options, *data, *out, "--device", "cpu"]) == 2
+    assert train.main(["--device", "cpu", *options, *data, *out]) == 2
     assert words in one_sentence(capsys)
 
 
@@ -279,6 +281,12 @@ def test_resume_needs_a_run_and_its_corpus(finished, corpus, tmp_path, capsys):
     assert "holds no run" in one_sentence(capsys)
     assert train.main(["--resume", str(finished), "--lr", "1"]) == 2
     assert "leave out --lr" in one_sentence(capsys)
+    record = json.loads((finished / "run.json").read_text())
+    elsewhere = {**record, "arguments": {**record["arguments"], "device": "nowhere"}}
+    for text, words in (("[]", "is damaged"), ("{}", "is damaged"), (json.dumps(elsewhere), "device is nowhere")):
+        (tmp_path / "run.json").write_text(text)
+        assert train.main(["--resume", str(tmp_path)]) == 2
+        assert words in one_sentence(capsys)
     (corpus / "file0.py").rename(tmp_path / "file0.py")
     try:
         assert train.main(["--resume", str(finished)]) == 2
@@ -313,6 +321,19 @@ def test_the_log_drops_steps_that_are_trained_again_and_half_a_line(tmp_path):
     with report.Progress(path, 30, 10, 64, 3.0) as progress:
         progress.add(11, torch.tensor(2.0), torch.tensor(0.0), torch.ones(1, 2))
     assert [row["step"] for row in report.read_log(path)] == [10, 11]
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on_costs_no_line_of_the_log(tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        open(path, "w").close()
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 10}\n')
+    monkeypatch.setattr(report.Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        report.keep_lines(path, 10)
+    assert report.read_log(path) == [{"step": 10}]
 
 
 def test_without_matplotlib_the_curve_is_left_out_with_a_note(tmp_path, monkeypatch, capsys):

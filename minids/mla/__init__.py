@@ -3,19 +3,9 @@
 `kernels` has decoding in Triton; it loads when it is first used, for `import minids` works without Triton.
 """
 
-import importlib
-
+from minids.layers import late_kernels
 from minids.mla import reference
 from minids.mla.layer import MLA, LatentCache
 
 __all__ = ["MLA", "LatentCache", "reference"]
-
-
-def __getattr__(name):
-    if name != "kernels":
-        raise AttributeError(f"minids.mla has no {name!r}; it has {', '.join(__all__)} and kernels")
-    return importlib.import_module("minids.mla.kernels")
-
-
-def __dir__():
-    return [*__all__, "kernels"]
+__getattr__, __dir__ = late_kernels(__name__, __all__, "kernels")

@@ -15,7 +15,6 @@ from torch import nn
 from minids.layers import Cache, RMSNorm, apply_rope, causal_attention, softmax_scale, use_kernel
 from minids.mla import reference
 
-FORMS, IMPLS = ("auto", "expanded", "absorbed"), ("auto", "torch", "triton")
 NORM_EPS = 1e-6  # of the inner norms, whatever the config says: as transformers
 
 
@@ -51,7 +50,10 @@ class MLA(nn.Module):
 
     def forward(self, x, cos, sin, cache=None, form="auto", impl="auto"):
         """See the class."""
-        check_choice(form, impl)
+        if form not in ("auto", "expanded", "absorbed"):
+            raise ValueError(f"form is {form!r}; it must be one of auto, expanded, absorbed")
+        if (form, impl) == ("expanded", "triton"):
+            raise ValueError("form 'expanded' has no Triton kernel (torch attends); use impl='auto' or 'torch'")
         q_nope, q_rope = self.queries(x, cos, sin, impl)
         latents = self.latents(x, cos, sin, impl)
         if cache is not None:
@@ -127,15 +129,6 @@ def decodes(impl, q, rank):
         raise ValueError("MLA's decode kernel has no backward pass; call it under torch.no_grad(), or with impl='auto'")
     fits = rank <= 512 and q.shape[-1] - rank <= 128
     return (impl == "triton" or (fits and not needs_gradient)) and use_kernel(impl, q, "MLA's decoding")
-
-
-def check_choice(form, impl):
-    """Raise ValueError for an unknown form or impl, and for an expanded form by kernels, which there is not."""
-    for name, given, known in (("form", form, FORMS), ("impl", impl, IMPLS)):
-        if given not in known:
-            raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(known)}")
-    if (form, impl) == ("expanded", "triton"):
-        raise ValueError("form 'expanded' has no Triton kernel (torch's attention does it); use impl='auto' or 'torch'")
 
 
 def absorbing_pays(cfg, T, S):

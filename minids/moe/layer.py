@@ -111,7 +111,8 @@ class Experts(nn.Module):
         x = x.to(dtype)
         if self.grouped_product:
             scales = (getattr(self, f"{name}_proj_scale_inv", None) for name in ("gate_up", "down"))
-            return experts_by(self.grouped_product, x, indices, gates, *zip(weights, scales, strict=True))
+            parts = 1 if self.down_proj.shape[2] % 128 == 0 else 2  # no block of 128 rows in both gate and up
+            return experts_by(self.grouped_product, x, indices, gates, *zip(weights, scales, strict=True), parts)
         by_loop = impl == "loop" or (dtype == torch.float64 and impl != "triton")  # grouped_mm has no float64
         by_kernels = not by_loop and use_kernel(impl, x, "the experts")
         few = indices.numel() * sum(weight.numel() for weight in weights) <= FEW * len(weights[0])
@@ -177,36 +178,26 @@ def experts_grouped(x, indices, gates, gate_up_proj, down_proj):
     D = x.shape[1]
     x, gate_up_proj, down_proj = pad_to_16_bytes(x, gate_up_proj, down_proj)
 
-    def gate_and_up(rows, ends):
-        return F.grouped_mm(rows, gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    def product(rows, weight, ends, scale):
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
 
-    def down(rows, ends):
-        return F.grouped_mm(rows, down_proj.transpose(1, 2), offs=ends)
-
-    return over_sorted_rows(x, indices, gates, len(down_proj), gate_and_up, down, impl="torch")[:, :D]
+    return experts_by(product, x, indices, gates, (gate_up_proj, None), (down_proj, None), 1, impl="torch")[:, :D]
 
 
-def experts_by(product, x, indices, gates, gate_up, down):
-    """As experts_grouped by product(rows [N,K], weight [E,J,K], ends [E], scale), of gate_up and down with scales.
+def experts_by(product, x, indices, gates, gate_up, down, parts, impl="auto"):
+    """The experts' sum [M,D] by product(rows [N,K], weight [E,J,K], ends [E], scale) over rows sorted by expert.
 
-    Gate and up are two products where blocks of 128 rows would cross from one into the other.
+    gate_up and down are a weight and its scale, or None; `parts` 2 makes gate and up by a product each, 1 by one for
+    both. `impl` is SwiGLU's.
     """
-    halves = 1 if down[0].shape[2] % 128 == 0 else 2
-    parts = [[None] * halves if t is None else t.chunk(halves, 1) for t in gate_up]
-
-    def gate_and_up(rows, ends):
-        pre = [product(rows, weight, ends, scale) for weight, scale in zip(*parts, strict=True)]
-        return pre if halves == 2 else pre[0].chunk(2, 1)
-
-    return over_sorted_rows(x, indices, gates, len(down[0]), gate_and_up, lambda y, e: product(y, down[0], e, down[1]))
-
-
-def over_sorted_rows(x, indices, gates, n_experts, gate_and_up, down, impl="auto"):
-    """The experts' sum [M,D] by two products that take rows sorted by expert, and ends [E]; `impl` is SwiGLU's."""
-    plan = reference.dispatch_plan(indices, n_experts)
-    gate, up = gate_and_up(Dispatch.apply(x, plan.token, plan.place), plan.ends)
+    plan = reference.dispatch_plan(indices, len(down[0]))
+    rows = Dispatch.apply(x, plan.token, plan.place)
+    pieces = zip(*([None] * parts if t is None else t.chunk(parts, 1) for t in gate_up), strict=True)
+    pre = [product(rows, weight, plan.ends, scale) for weight, scale in pieces]
+    gate, up = pre if parts == 2 else pre[0].chunk(2, 1)
     row_gates = gates.flatten().gather(0, plan.order).unsqueeze(1).to(x.dtype)
-    return Combine.apply(down(silu_mul(gate, up, impl) * row_gates, plan.ends), plan.token, plan.place)
+    y = product(silu_mul(gate, up, impl) * row_gates, down[0], plan.ends, down[1])
+    return Combine.apply(y, plan.token, plan.place)
 
 
 def pad_to_16_bytes(x, gate_up_proj, down_proj):
