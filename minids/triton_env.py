@@ -3,6 +3,9 @@
 Compiled on a GPU; without one Triton's interpreter runs them on the CPU: slowly, with the same values. Triton chooses
 when it is imported, by TRITON_INTERPRET. Importing this module sets that to 1 where there is no GPU, unless it is set
 already; so a file of kernels imports this module before triton, and `import minids` never imports triton.
+
+A GPU before sm_80 (a T4, sm_75) counts as none here, and impl "auto" takes torch on it: Triton compiles for it without
+tensor cores, and the larger kernels spill kilobytes or ask for more shared memory than there is.
 """
 
 import functools
@@ -13,6 +16,8 @@ import sys
 
 import torch
 from torch.torch_version import TorchVersion
+
+OLDEST = 80  # Ampere: the first GPUs that kernels are compiled for
 
 
 class TritonUnavailable(ImportError):
@@ -35,13 +40,21 @@ def mode():
         interprets = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
     if interprets:
         return "interpreter"
-    return "gpu" if torch.cuda.is_available() else "absent"
+    return "absent" if no_gpu() else "gpu"
+
+
+def no_gpu():
+    """Why kernels are not compiled for a GPU here, in words; None where they are."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    arch = gpu(torch.device("cuda"))[0]
+    return None if arch >= OLDEST else f"this GPU is sm_{arch} and kernels are compiled for sm_{OLDEST} or newer"
 
 
 def require(what):
     """Raise TritonUnavailable where `what` (a few words: "the decode kernel") cannot run; else return the mode."""
     if (how := mode()) == "interpreter" and (fault := interpreter_fault()):
-        raise TritonUnavailable(f"{what} needs Triton's interpreter, for there is no GPU, but {fault}")
+        raise TritonUnavailable(f"{what} needs Triton's interpreter here, but {fault}")
     if how != "absent":
         return how
     if not installed():
@@ -49,7 +62,7 @@ def require(what):
         remedy = "pip install triton" if sys.platform == "linux" else "it has no wheel for this system"
         remedy += '; or use impl="torch"'
     else:
-        missing = "there is no GPU, and triton was imported without TRITON_INTERPRET=1"
+        missing = f"{no_gpu()}, and triton was imported without TRITON_INTERPRET=1"
         remedy = 'start again and import minids.triton_env before triton; or use impl="torch"'
     raise TritonUnavailable(f"{what} needs Triton, but {missing}: {remedy}")
 
@@ -94,5 +107,5 @@ def next_power_of_2(n):
     return 1 << (n - 1).bit_length()
 
 
-if installed() and "triton" not in sys.modules and not torch.cuda.is_available():
+if installed() and "triton" not in sys.modules and no_gpu():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -42,7 +42,7 @@ from minids import functions, loss_kernels, triton_env
 from minids.lab import compiled
 from minids.moe import layer as moe_layer
 
-PROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148}
+PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}  # of A100, RTX 3090, 4090, H100, B200, RTX 5090
 
 
 # The stand-ins ---------------------------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """Every kernel that is shipped compiles for the GPUs it is meant for, spills nothing and fits; no GPU is needed."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minids import layer_kernels
+from minids import layer_kernels, triton_env
 from minids.fp8 import kernels as kernels_of_fp8
 from minids.fp8 import quantize_kernels as quantisers_of_fp8
 from minids.lab import compiled
+from minids.layers import use_kernel
 from minids.mla import kernels
 from minids.moe import dispatch_kernels
 from minids.moe import kernels as moe_kernels
@@ -58,8 +61,9 @@ def layers(arch):
 
 
 DECODE = [(arch, rows, torch.bfloat16) for arch in (80, 90, 100) for rows in (16, 32, 128)]
-DECODE += [(89, 16, torch.bfloat16), (89, 128, torch.bfloat16), (90, 128, torch.float16), (90, 128, torch.float32)]
-ARCHS = (80, 90, 100)
+DECODE += [(arch, rows, torch.bfloat16) for arch in (86, 89, 120) for rows in (16, 128)]
+DECODE += [(90, 128, torch.float16), (90, 128, torch.float32)]
+ARCHS = (80, 90, 100)  # of kernels that have the same sizes everywhere, and need little shared memory
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +137,7 @@ def dispatch(arch):
         yield name, of_moe(getattr(dispatch_kernels, f"{name}_kernel"), arch, torch.bfloat16, values)
 
 
-EXPERTS = [(arch, 1536, torch.bfloat16) for arch in (80, 89, 90, 100)]
+EXPERTS = [(arch, 1536, torch.bfloat16) for arch in (80, 89, 90, 100, 120)]
 EXPERTS += [(90, 8, torch.bfloat16), (90, 40, torch.bfloat16), (89, 40, torch.bfloat16)]
 EXPERTS += [(90, 1536, torch.float16), (90, 1536, torch.float32)]
 
@@ -183,7 +187,7 @@ def of_fp8(kernel, arch, options, values, **types):
 
 def products(arch):
     """(what, request) of FP8's products: few and many rows, of a Linear and of 64 experts, ragged sums too."""
-    for rows in (4096, 64)[: 1 if arch == 89 else 2]:  # there both are compiled alike
+    for rows in (4096, 64)[: 1 if arch in (89, 120) else 2]:  # there both are compiled alike
         for experts in ("none", "rows", "sum"):
             for blocks in {"none": (True, False), "rows": (True,), "sum": (False,)}[experts]:
                 if rows == 64 and not blocks:
@@ -228,6 +232,7 @@ def quantisers(arch):
 def found_in_fp8():
     """{(arch, what): CompiledFacts} of FP8's kernels, from one process; DoesNotCompile for sm_80."""
     wanted = {(arch, what): one for arch in (89, 90, 100) for of in (products, quantisers) for what, one in of(arch)}
+    wanted |= {(120, what): one for what, one in products(120)}
     wanted |= {(80, "rows"): next(quantisers(80))[1], (80, "product"): next(products(80))[1]}
     found = dict(zip(wanted, compiled.facts_of_all(wanted.values()), strict=True))
     for (_, what), one in found.items():
@@ -235,11 +240,11 @@ def found_in_fp8():
     return found
 
 
-@pytest.mark.parametrize("arch", [89, 90, 100])
+@pytest.mark.parametrize("arch", [89, 90, 100, 120])
 def test_fp8_fits_and_spills_nothing(found_in_fp8, arch):
     found = {what: one for (of, what), one in found_in_fp8.items() if of == arch}
-    assert len(found) == {89: 11, 90: 25, 100: 13}[arch]
-    kind, count = {89: ("mma", 64), 90: ("wgmma", 4), 100: ("tcgen05", 4)}[arch]
+    assert len(found) == {89: 11, 90: 25, 100: 13, 120: 4}[arch]
+    kind, count = {90: ("wgmma", 4), 100: ("tcgen05", 4)}.get(arch, ("mma", 64))
     for what, one in found.items():
         assert one.spills == 0 and one.fits, f"{what}: {one}"
         assert one.kernel != "matmul_kernel" or getattr(one, kind) >= count, f"{what}: {one}"
@@ -261,6 +266,21 @@ def test_no_fp8_before_sm_89(found_in_fp8):
     for what in ("rows", "product"):
         found = found_in_fp8[80, what]
         assert isinstance(found, compiled.DoesNotCompile) and "fp8e4nv not supported" in str(found)
+
+
+def test_a_gpu_before_sm_80_counts_as_none(monkeypatch):
+    """A T4: "auto" takes torch, and a kernel that is asked for says why it cannot be compiled there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(triton_env, "compiles", triton_env.compiles.__wrapped__)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.delitem(sys.modules, "triton")  # it would tell how it was imported here
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float16)
+    for arch, taken in ((75, False), (80, True), (120, True)):
+        monkeypatch.setattr(triton_env, "gpu", lambda where, arch=arch: (arch, 40))
+        assert use_kernel("auto", x, "RoPE") == taken and triton_env.mode() == ("gpu" if taken else "absent")
+    monkeypatch.setattr(triton_env, "gpu", lambda where: (75, 40))
+    with pytest.raises(triton_env.TritonUnavailable, match="this GPU is sm_75 and kernels are compiled for sm_80"):
+        use_kernel("triton", x, "RoPE")
 
 
 # The module itself -----------------------------------------------------------------------------------------------

@@ -11,11 +11,7 @@ import pytest
 from minids import triton_env
 
 pytestmark = pytest.mark.skipif(not triton_env.installed(), reason="triton is not installed")
-CASES = {
-    "train tiny bf16, short": 0,
-    "train tiny fp8, short": 9,
-    "write tiny fp32": 0,
-}  # what a ragged batch may compile
+CASES = ("train tiny bf16, short", "train tiny fp8, short", "write tiny fp32")
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +26,18 @@ def parts():
     return {(one["case"], one["part"]): one for one in found}
 
 
-def test_a_step_compiles_once_and_a_ragged_batch_little(parts):
+def test_a_step_compiles_once_and_a_ragged_batch_nothing(parts):
     for (case, part), one in parts.items():
         assert sum(one["launches"].values()) > 1, (case, part)
-        again = part in ("the next", "another") or (part == "1 x 37 + 2" and "write" in case)
-        if again or part == "a ragged batch":
-            allowed = 0 if again else CASES[case]
-            assert len(one["compiled"]) <= allowed, (case, part, [found["given"] for found in one["compiled"]])
+        again = part in ("the next", "a ragged batch", "another") or (part == "1 x 37 + 2" and "write" in case)
+        assert not again or not one["compiled"], (case, part, [found["given"] for found in one["compiled"]])
     assert parts["train tiny bf16, short", "a step"]["compiled"]
 
 
 def test_what_is_compiled_fits_and_uses_the_tensor_cores(parts):
-    """Spills of a few registers are left where sizes are ragged; elsewhere there is none."""
     for (case, part), one in parts.items():
         for found in one["compiled"]:
-            assert found["spills"] <= (16 if part == "a ragged batch" or "fp32" in case else 0), (case, part, found)
-            assert found["shared"] <= 227 * 1024, found
+            assert found["spills"] == 0 and found["shared"] <= 227 * 1024, (case, part, found)
             multiplies = found["kernel"] in ("matmul_kernel", "up_kernel", "down_backward_kernel", "dw_kernel")
             assert "fp32" in case or not multiplies or found["wgmma"] >= 4, found
 

@@ -104,7 +104,7 @@ def blocks(kind, rows, width, dtype, arch):
     """
     widest = 256 if width % 256 == 0 and kind in ("product", "dw") else 128
     if dtype == torch.float32:  # no tensor cores
-        m, (n, k), warps, stages = 64, (32, 16) if kind == "up" else (64, 32), 8, 2
+        m, n, k, warps, stages = 64, 32 if kind == "up" else 64, 16, 8, 2
     elif rows < 64 and kind != "dw":
         m, n, k, warps, stages = 16 if rows < 16 else 64, 64, 64, 4, 4
     elif arch // 10 in (9, 10):
