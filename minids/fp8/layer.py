@@ -2,7 +2,7 @@
 
     forward   x in 1x128 tiles, W in 128x128 blocks                           y  = x W^T     kept: x_fp8, x_scale
     backward  dy in 1x128 tiles                                               dx = dy W
-              dy in 128x1 tiles; x requantised from what was kept to 128x1    dW = dy^T x    fp32
+              dy in 128x1 tiles; x requantised from what was kept to 128x1    dW = dy^T x    in the master's dtype
 
 The parameters stay as they are: masters in fp32 (or bf16), which the optimizer changes. Of x a byte a number is kept
 for backward, and 4 bytes of scale for 128 of them. Linears that read one x share it: it is quantised and kept once.
@@ -65,10 +65,9 @@ class Product(torch.autograd.Function):
             key = (power_of_2, engine)
             xt = once(x_fp8, key, lambda: engine.requantize_transposed(x_fp8, x_scale, power_of_2, ends))
             if ends is None:
-                dw = engine.matmul_blockscaled(*dy_tiles[2:], *xt, torch.float32)
+                dw = engine.matmul_blockscaled(*dy_tiles[2:], *xt, ctx.dtype)
             else:
-                dw = engine.grouped_wgrad(*dy_tiles[2:], *xt, ends)
-            dw = dw.to(ctx.dtype)
+                dw = engine.grouped_wgrad(*dy_tiles[2:], *xt, ends).to(ctx.dtype)
         return dx, dw, None, None, None, None, None
 
 
