@@ -234,10 +234,15 @@ def _(r, rows, columns):
     return x[r.permutation(rows * columns)].view(rows, columns)
 
 
-def rounded(x, bits=3, lowest=-6, turn=torch.round, shift=1):
-    """x rounded to so many mantissa bits, unclamped, each part open to a mistake."""
+def step_of(x, bits=3, lowest=-6, shift=1):
+    """The step between neighbours with so many mantissa bits around each of x, each part open to a mistake."""
     exponent = (torch.frexp(x).exponent - shift).clamp_min(lowest)
-    step = torch.ldexp(torch.ones_like(x), exponent - bits)
+    return torch.ldexp(torch.ones_like(x), exponent - bits)
+
+
+def rounded(x, turn=torch.round, **parts):
+    """x rounded to its step, unclamped."""
+    step = step_of(x, **parts)
     return turn(x / step) * step
 
 
@@ -410,14 +415,12 @@ def log_rounded(x):
 
 @ROUND_TO_E4M3.wrong("After rounding x / step nothing brings it back: multiply by step.")
 def not_brought_back(x):
-    step = 2.0 ** ((torch.frexp(x).exponent - 1).clamp_min(-6) - 3)
-    return ended(x, (x / step).round())
+    return ended(x, (x / step_of(x)).round())
 
 
 @ROUND_TO_E4M3.wrong("You multiply by the step and divide afterwards: x / step counts the steps, and is rounded.")
 def step_upside_down(x):
-    step = 2.0 ** ((torch.frexp(x).exponent - 1).clamp_min(-6) - 3)
-    return ended(x, (x * step).round() / step)
+    return ended(x, (x * step_of(x)).round() / step_of(x))
 
 
 @ROUND_TO_E4M3.wrong(
@@ -436,8 +439,7 @@ def through_bfloat16(x):
 
 @ROUND_TO_E4M3.wrong("Only numbers above 448 are held there: those below -448 must stop at -448.")
 def one_end(x):
-    step = 2.0 ** ((torch.frexp(x).exponent - 1).clamp_min(-6) - 3)
-    return torch.where(x.isfinite(), ((x / step).round() * step).clamp_max(448.0), NAN)
+    return torch.where(x.isfinite(), rounded(x).clamp_max(448.0), NAN)
 
 
 # 10.3 ----------------------------------------------------------------------------------------------------------------

@@ -286,25 +286,37 @@ def _(r, M, N, K, bits, promote):
     return a, b, bits, promote
 
 
-def limited(a, b, bits, promote, step=STEP, end=None, limit=reference.add_limited):
-    """(acc, total) after products step by step."""
+def limited(
+    a, b, bits, promote, step=STEP, end=None, limit=reference.add_limited, into=torch.add, anew=torch.zeros_like
+):
+    """(acc, total) after products step by step; at a promotion total is into(total, acc), and acc is anew(acc)."""
     total = acc = a.new_zeros(len(a), len(b))
     for k in range(0, a.shape[1] if end is None else end, step):
         acc = limit(acc, a[:, None, k : k + step] * b[None, :, k : k + step], bits)
         if promote and (k + step) % promote == 0:
-            total, acc = total + acc, torch.zeros_like(acc)
+            total, acc = into(total, acc), anew(acc)
     return acc, total
+
+
+def going_on(a, b, bits, promote):
+    """(acc, total) where acc stays as it is at a promotion."""
+    return limited(a, b, bits, promote, anew=lambda acc: acc)
+
+
+def both_limited(a, b, bits, promote):
+    """(acc, total) where total has as few bits as acc."""
+
+    def add(total, acc):
+        return reference.add_limited(total, acc.unsqueeze(-1), bits)
+
+    return limited(a, b, bits, promote, into=add)
 
 
 @MATMUL_LIMITED.wrong(
     "After a promotion acc goes on from where it was, so everything is counted again at the next one: set acc to 0."
 )
 def acc_goes_on(a, b, bits, promote):
-    total = acc = a.new_zeros(len(a), len(b))
-    for k in range(0, a.shape[1], STEP):
-        acc = reference.add_limited(acc, a[:, None, k : k + STEP] * b[None, :, k : k + STEP], bits)
-        if promote and (k + STEP) % promote == 0:
-            total = total + acc
+    acc, total = going_on(a, b, bits, promote)
     return total if promote and a.shape[1] % promote == 0 else total + acc
 
 
@@ -312,12 +324,7 @@ def acc_goes_on(a, b, bits, promote):
     "After a promotion acc goes on from where it was, and is added once more at the end: set acc to 0 when it is promoted."
 )
 def acc_goes_on_to_the_end(a, b, bits, promote):
-    total = acc = a.new_zeros(len(a), len(b))
-    for k in range(0, a.shape[1], STEP):
-        acc = reference.add_limited(acc, a[:, None, k : k + STEP] * b[None, :, k : k + STEP], bits)
-        if promote and (k + STEP) % promote == 0:
-            total = total + acc
-    return total + acc
+    return sum(going_on(a, b, bits, promote))
 
 
 @MATMUL_LIMITED.wrong(
@@ -325,11 +332,7 @@ def acc_goes_on_to_the_end(a, b, bits, promote):
     "what is left in acc at the end is added too.)"
 )
 def acc_goes_on_and_is_lost(a, b, bits, promote):
-    total = acc = a.new_zeros(len(a), len(b))
-    for k in range(0, a.shape[1], STEP):
-        acc = reference.add_limited(acc, a[:, None, k : k + STEP] * b[None, :, k : k + STEP], bits)
-        if promote and (k + STEP) % promote == 0:
-            total = total + acc
+    acc, total = going_on(a, b, bits, promote)
     return total if promote else acc
 
 
@@ -365,11 +368,7 @@ def promotes_at_the_end(a, b, bits, promote):
     "total is added up by add_limited too, so it has as few bits as acc: the point of promotion is a float32 sum, by +."
 )
 def total_is_limited(a, b, bits, promote):
-    total = acc = a.new_zeros(len(a), len(b))
-    for k in range(0, a.shape[1], STEP):
-        acc = reference.add_limited(acc, a[:, None, k : k + STEP] * b[None, :, k : k + STEP], bits)
-        if promote and (k + STEP) % promote == 0:
-            total, acc = reference.add_limited(total, acc.unsqueeze(-1), bits), torch.zeros_like(acc)
+    acc, total = both_limited(a, b, bits, promote)
     return reference.add_limited(total, acc.unsqueeze(-1), bits)
 
 
@@ -378,12 +377,7 @@ def total_is_limited(a, b, bits, promote):
     "a float32 sum, by +."
 )
 def total_is_limited_inside(a, b, bits, promote):
-    total = acc = a.new_zeros(len(a), len(b))
-    for k in range(0, a.shape[1], STEP):
-        acc = reference.add_limited(acc, a[:, None, k : k + STEP] * b[None, :, k : k + STEP], bits)
-        if promote and (k + STEP) % promote == 0:
-            total, acc = reference.add_limited(total, acc.unsqueeze(-1), bits), torch.zeros_like(acc)
-    return total + acc
+    return sum(both_limited(a, b, bits, promote))
 
 
 @MATMUL_LIMITED.wrong("All K products are added at once: the hardware takes 32 at a time. Loop over K in steps of 32.")

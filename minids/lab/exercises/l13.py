@@ -678,10 +678,7 @@ def not_rounded(cfg):
 
 @EQUAL_ACTIVE_WIDTH.wrong("You round down: the nearest whole width is asked for, round(…).")
 def rounded_down(cfg):
-    D, L = cfg.hidden_size, cfg.num_hidden_layers
-    moe = accounting.moe_parameters(cfg).active
-    first = cfg.first_k_dense_replace
-    return (first * 3 * D * cfg.intermediate_size + (L - first) * moe) // (3 * D * L)
+    return math.floor(not_rounded(cfg))
 
 
 @EQUAL_ACTIVE_WIDTH.wrong("You round up: the nearest whole width is asked for, round(…).")
