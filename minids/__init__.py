@@ -6,13 +6,14 @@
     mla, moe, fp8   the three techniques, each with reference (equations), its modules, and kernels (Triton)
     accounting      parameters, cache bytes, FLOPs, seconds and dollars from a configuration alone
 
-`import minids` needs torch alone; what reads files, trains or draws is imported where it is used, such as
+`import minids` needs torch alone; what reads files, trains or draws loads when it is first used, such as
 
-    from minids import data, layers, optim     # texts and batches, the common parts, Muon and AdamW
+    minids.data, minids.layers, minids.optim    # texts and batches, the common parts, Muon and AdamW
     from minids.lab import check, hint, status
 
 `python -m minids.train` trains by command; a loop of your own, with B sequences of T tokens a step:
 
+    from minids import data, optim
     corpus = data.load_corpus("stdlib")
     tokenizer = data.load_tokenizer(corpus, model.cfg.vocab_size)
     tokens = data.encode_files(tokenizer, corpus.train)
@@ -30,6 +31,7 @@ import warnings
 from minids import accounting, fp8, mla, moe, triton_env
 from minids.config import ConfigError, ModelConfig
 from minids.generate import generate, speculate
+from minids.layers import late_modules
 from minids.model import Transformer
 
 # `python -m minids.generate` finds its module imported, by the line above; that is meant, and does no harm.
@@ -37,7 +39,4 @@ warnings.filterwarnings("ignore", "'minids.generate' found in sys.modules", Runt
 
 __all__ = ["ConfigError", "ModelConfig", "Transformer", "accounting", "fp8", "generate", "mla", "moe", "speculate"]
 __all__ += ["triton_env"]
-
-
-def __dir__():
-    return __all__
+__getattr__, __dir__ = late_modules(__name__, __all__)

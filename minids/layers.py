@@ -8,7 +8,7 @@ the product of a query and a key depends on the distance of their positions alon
 frequencies, which a short training never saw turn once, and leaves the fast ones: f = f/s * ramp + f * (1 - ramp).
 """
 
-import importlib
+import importlib.util
 import math
 from functools import lru_cache
 
@@ -240,14 +240,14 @@ def use_kernel(impl, x, what):
     return bool(triton_env.require(f"the kernel of {what}"))
 
 
-def late_kernels(package, public, *kernels):
-    """__getattr__ and __dir__ of a technique's `package`, whose modules `kernels` are imported when they are asked for.
+def late_modules(package, public, *kernels):
+    """__getattr__ and __dir__ of a `package` whose other modules are imported when they are asked for.
 
-    So `import minids` works without Triton, and tab completion shows `public` and the kernels.
+    So `import minids` works without Triton, and needs torch alone; tab completion shows `public` and the `kernels`.
     """
 
     def find(name):
-        if name not in kernels:
+        if name.startswith("_") or importlib.util.find_spec(f"{package}.{name}") is None:
             raise AttributeError(f"{package} has no {name!r}; it has {', '.join([*public, *kernels])}")
         return importlib.import_module(f"{package}.{name}")
 

@@ -197,6 +197,15 @@ def test_the_loop_in_the_docstring_of_minids_runs():
     assert 0 < names["nats_per_token"] < 10 and names["step"] == 1
 
 
+def test_modules_load_when_they_are_first_used():
+    late = "import minids, sys; assert 'minids.data' not in sys.modules; minids.data.load_corpus"
+    subprocess.run([sys.executable, "-c", late], check=True)
+    for module, known in ((minids, "accounting"), (minids.moe, "dispatch_kernels")):
+        with pytest.raises(AttributeError, match=f"no 'nothing'; it has .*{known}"):
+            _ = module.nothing
+        assert known in dir(module) and not any(name.startswith("_") for name in dir(module))
+
+
 def test_a_wheel_has_every_file_of_the_package():
     patterns = re.search(r"package-data\]\nminids = (.*)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     packed = {path for pattern in ast.literal_eval(patterns) for path in (ROOT / "minids").glob(pattern)}

@@ -5,7 +5,7 @@
 
 from minids.fp8 import emulate, reference
 from minids.fp8.layer import Fp8Linear, convert, grouped_linear
-from minids.layers import late_kernels
+from minids.layers import late_modules
 
 __all__ = ["Fp8Linear", "convert", "emulate", "grouped_linear", "reference"]
-__getattr__, __dir__ = late_kernels(__name__, __all__, "kernels", "quantize_kernels")
+__getattr__, __dir__ = late_modules(__name__, __all__, "kernels", "quantize_kernels")
