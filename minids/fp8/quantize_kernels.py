@@ -20,7 +20,6 @@ padded = (N // 128 + E) * 128 columns: expert e's begin at 128 * (ends[e-1] // 1
 """
 
 import torch
-import torch.nn.functional as F
 
 from minids import triton_env  # before triton: it chooses the interpreter where there is no GPU
 from minids.fp8.kernels import E4M3, TILE, check, check_ends, check_numbers, check_scaled, decode
@@ -161,11 +160,8 @@ def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=Fals
     block = TILE if columns else 32
     slots = cdiv(M, block) if ends is None else M // TILE + E
     width = cdiv(M, 16) * 16 if ends is None else slots * TILE
-    if wide > K:
-        x = F.pad(x.view(torch.uint8 if x.dtype == E4M3 else x.dtype).unflatten(1, (-1, K)), (0, wide - K))
-        x = x.flatten(1).view(E4M3 if x_scale is not None else x.dtype)
-    elif x.stride(1) != 1 or x.stride(0) % 16:
-        x = x.contiguous()
+    x = x if wide == K else torch.constant_pad_nd(x.unflatten(1, (-1, K)), (0, wide - K)).flatten(1)
+    x = x if x.stride(1) == 1 and x.stride(0) % 16 == 0 else x.contiguous()
     if ends is not None:
         check_ends(ends, E)
     if rows:
@@ -178,11 +174,8 @@ def tiles(x, K, power_of_2, rows=False, columns=False, x_scale=None, swiglu=Fals
             BLOCK_E=next_power_of_2(E), BLOCK=block, TILE=TILE, POWER=power_of_2,
             BITS=by_bits(x.device), num_warps=WARPS if columns else 4,
         )  # fmt: skip
-    if rows and wide > K:
-        out[0] = out[0][:, :K]
-    if columns and (wide > K or width > M):
-        out[2:] = out[2][:K, : M if ends is None else width], out[3][:K]
-    return tuple(t for t in out if t is not None)
+    sizes = (M, K), (M, cdiv(K, TILE)), (K, M if ends is None else width), (K, slots)
+    return tuple(t if t.shape == (m, k) else t[:m, :k] for t, (m, k) in zip(out, sizes, strict=True) if t is not None)
 
 
 # Weights ---------------------------------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ def count_kernel(chosen, counts, N, tiles, E: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["N", "tiles", "A"])
-def place_kernel(chosen, sums, order, token, place, N, tiles, A, E: tl.constexpr, TILE: tl.constexpr):
-    """The row of each choice of this tile; order and token are written there, so they are sorted."""
-    i = tl.arange(0, TILE)
+def place_kernel(chosen, sums, order, token, place, ends, N, tiles, A, E: tl.constexpr, TILE: tl.constexpr):
+    """The row of each choice of this tile; order and token are written there, so they are sorted. The first: ends."""
+    i, e = tl.arange(0, TILE), tl.arange(0, triton.next_power_of_2(E))
     at = tl.program_id(0) * TILE + i
     expert = tl.load(chosen + at, mask=at < N, other=-1)
     known = (expert >= 0) & (expert < E)
@@ -49,6 +49,8 @@ def place_kernel(chosen, sums, order, token, place, N, tiles, A, E: tl.constexpr
     tl.store(place + at, row, mask=at < N)
     tl.store(order + row, at.to(tl.int64), mask=known)
     tl.store(token + row, (at // A).to(tl.int64), mask=known)
+    if tl.program_id(0) == 0:
+        tl.store(ends + e, tl.load(sums + (e + 1) * tiles - 1, mask=e < E), mask=e < E)
 
 
 def dispatch_plan(indices, n_experts):
@@ -62,13 +64,13 @@ def dispatch_plan(indices, n_experts):
     need(indices.dim() == 2 and indices.dtype in (torch.int32, torch.int64), f"{given}; give [M,A] int32 or int64")
     need(0 < n_experts < 4096, f"there are {n_experts} experts; a plan is made for 1 to 4095")
     N, A, tiles = indices.numel(), max(indices.shape[1], 1), max(cdiv(indices.numel(), TILE), 1)
-    counts = indices.new_empty(n_experts, tiles, dtype=torch.int32)
+    counts, ends = (indices.new_empty(shape, dtype=torch.int32) for shape in ((n_experts, tiles), n_experts))
     order, token, place = (indices.new_empty(shape, dtype=torch.int64) for shape in (N, N, indices.shape))
     chosen, sizes = indices.contiguous(), {"E": n_experts, "TILE": TILE}
     count_kernel[(tiles,)](chosen, counts, N, tiles, **sizes)
     sums = counts.view(-1).cumsum(0, dtype=torch.int32)
-    place_kernel[(tiles,)](chosen, sums, order, token, place, N, tiles, A, **sizes)
-    return order, token, place, sums.view(n_experts, tiles)[:, -1].contiguous()
+    place_kernel[(tiles,)](chosen, sums, order, token, place, ends, N, tiles, A, **sizes)
+    return order, token, place, ends
 
 
 @triton.jit(do_not_specialize=["M"])
