@@ -31,7 +31,7 @@ if not missing():
 print(missing() or f"Triton's kernels run here: {triton_env.mode()}")
 _ = torch.manual_seed(0)
 _ = torch.set_grad_enabled(False)  # nothing is trained in this lesson
-device = "cuda" if torch.cuda.is_available() else "cpu"
+device = "cuda" if triton_env.mode() == "gpu" else "cpu"
 
 # %% [markdown]
 # ## The problem: a cache that is read again and again

@@ -575,7 +575,7 @@ for name in ("plain", "yours"):
 # %% [markdown]
 # ## On this machine, and on a GPU
 #
-# A CPU has no unit for FP8. So what should you see here? FP8 loses: decoding comes on top. `torch._scaled_mm` is torch's own FP8 product; here with one scale for each tensor. (For some processors torch has it only in a reference form, far too slow to wait for: so 16 rows are tried first, and it is left out where they are not quick.)
+# A CPU has no unit for FP8. So what should you see here? FP8 loses: decoding comes on top. `torch._scaled_mm` is torch's own FP8 product; here with one scale for each tensor. For some processors torch has it only in a reference form, far too slow to wait for: 16 rows are tried first.
 
 # %% tags=["nbval-ignore-output"]
 size = 1024
@@ -597,6 +597,7 @@ runs = {
 if triton_env.mode() != "gpu":
     quick = machine.race({"few": lambda: scaled_mm(16)}, 1)["few"] < 0.05
     runs |= {"torch._scaled_mm": lambda: scaled_mm(size)} if quick else {}
+    print("" if quick else "torch._scaled_mm is slow here, and left out\n", end="")
     for name, seconds in machine.race(runs).items():
         print(f"{name:17} {1e3 * seconds:6.1f} ms")
 

@@ -70,11 +70,11 @@ for name, frame in frames.items():
 #
 # ### Your prediction
 #
-# At the end of this lesson's first half your model trains for one minute. How many **bits per byte** will it then need for text that it never saw? (Lesson 01's dense model had longer.) Write a number in place of `None`.
+# At the end of this lesson's first half your model trains for 40 seconds. How many **bits per byte** will it then need for text that it never saw? (Lesson 01's dense model had longer.) Write a number in place of `None`.
 
 # %%
 my_guess = None  # a number of your own, such as 2.5
-guess = predict("Bits per byte of the mini-DeepSeek after a minute?", my_guess, "bits per byte")
+guess = predict("Bits per byte of the mini-DeepSeek after 40 seconds?", my_guess, "bits per byte")
 
 # %% [markdown]
 # ## Exercise 1 · The frame of a layer
@@ -197,9 +197,9 @@ def train_steps(run, batches, bias_rate, clip):
 my_train_steps = check(train_steps)
 
 # %% [markdown]
-# ## A minute of training
+# ## Forty seconds of training
 #
-# First some of your steps, to see that the loss falls. Then a minute of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve.
+# First some of your steps, to see that the loss falls. Then 40 seconds of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve.
 
 # %% tags=["nbval-ignore-output"]
 text = load_text(vocab_size=cfg.vocab_size)
@@ -211,7 +211,7 @@ bits = nats / torch.log(torch.tensor(2.0)) / text.bytes_per_token
 print("bits per byte, step by step:", ", ".join(f"{b:.2f}" for b in bits))
 
 # %% tags=["nbval-ignore-output"]
-trained = train_live(model, text, minutes=minutes(1), sample_at=(20, 40))
+trained = train_live(model, text, minutes=minutes(2 / 3), sample_at=(13, 26))
 
 # %% [markdown]
 # ## What it knows
@@ -236,7 +236,7 @@ if not fast():
 # %% [markdown]
 # ## It writes
 #
-# A prompt goes through `attend_expanded` in one pass; each token after it through `attend_absorbed`, over a cache of 80 numbers a token and layer. What it learnt in a minute: indentation, brackets, names that occur often; not what a program is for.
+# A prompt goes through `attend_expanded` in one pass; each token after it through `attend_absorbed`, over a cache of 80 numbers a token and layer. What it learnt in 40 seconds: indentation, brackets, names that occur often; not what a program is for.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -643,7 +643,7 @@ axes.set(xlabel="seconds", ylabel="bits per byte")
 plots.label_lines(axes)
 sections = [
     ("The model, and which part is whose", portrait.draw(parts, cfg)),
-    (f"A minute of training: {measured:.2f} bits per byte on text it never saw", curve),
+    (f"Forty seconds of training: {measured:.2f} bits per byte on text it never saw", curve),
     ("What it writes", sample),
     ("Five rungs: speed here, and cache", speeds),
     ("Two rungs, the same seconds", race),
@@ -688,7 +688,7 @@ print("written: .minids/mini_deepseek.html")
 #
 # Each begins with `import minids`.
 #
-# 1. Which part earns most? Build the ladder in another order: from MHA to MHA with experts, then to MLA with experts. The first and the last are `minids.bench.ladder.rungs("tiny")["MHA"].cfg` and `["MLA+MoE"].cfg`, the old step between is `["MLA"].cfg`, the new one `minids.ModelConfig.preset("tiny", attention="mha")`. Train the four with `minids.lab.train_live(model, text, steps=100, seed=seed)`, three seeds each: twelve runs, each of 100 steps as long as the minute above, or shorter (`torch.manual_seed(seed)` before each model). Compare `minids.data.bits_per_byte(*run.heldout())`. Do MLA and experts help each other, or hinder?
+# 1. Which part earns most? Build the ladder in another order: from MHA to MHA with experts, then to MLA with experts. The first and the last are `minids.bench.ladder.rungs("tiny")["MHA"].cfg` and `["MLA+MoE"].cfg`, the old step between is `["MLA"].cfg`, the new one `minids.ModelConfig.preset("tiny", attention="mha")`. Train the four with `minids.lab.train_live(model, text, steps=100, seed=seed)`, three seeds each: twelve runs, each of 100 steps as long as the training above, or shorter (`torch.manual_seed(seed)` before each model). Compare `minids.data.bits_per_byte(*run.heldout())`. Do MLA and experts help each other, or hinder?
 # <details><summary>Expected</summary>The new step has 1,047,728 active parameters, the others up to 1,066,112: less than 2 in 100 apart. Whether the two help each other is one number, the same in both orders: what MLA changes with experts, less what it changes without, (MLA+MoE − MHA+MoE) − (MLA − MHA). Compute it for each seed. Below 0 for all three they help, above 0 for all three they hinder, else the seeds hide it.</details>
 # 2. Go back to an exercise whose box above has no tick, solve it, and run this notebook again. Then break it on purpose: edit its file in `.minids/passed` so that it gives half of what it should, and look at what `assemble.Parts()` says once the model runs.
 # <details><summary>Expected</summary>At its first call, for 01.1: <code>01.1 rms_norm: yours passed, and does not work in this model; the reference stands in</code>, and how many of its numbers are not the reference's. The picture is drawn before that, and keeps the tick; the table below “Whose work was it?” has the reference, and the reason. About a part that this model never calls, such as 01.3, nothing is said.</details>

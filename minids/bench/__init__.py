@@ -56,7 +56,7 @@ def refusal(name, quick=False):
     how = triton_env.mode() if name in GPU_SUITES else "gpu"
     if how == "interpreter" and quick:
         fault = triton_env.interpreter_fault()
-        return fault and f"suite {name} needs Triton's interpreter, for there is no GPU, but {fault}"
+        return fault and f"suite {name} needs Triton's interpreter here, but {fault}"
     if how == "gpu":
         return None
     if not triton_env.installed():
