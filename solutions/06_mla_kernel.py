@@ -22,7 +22,7 @@ import torch
 import minids
 from minids import accounting, triton_env
 from minids.lab import check, explore, fast, hint, machine, plots, predict, status
-from minids.lab.meter import call
+from minids.lab.traffic import call
 from minids.lab.tiles import instead, missing, tl, triton
 from minids.mla import reference
 

@@ -197,7 +197,7 @@ def train_steps(run, batches, bias_rate, clip):
 my_train_steps = check(train_steps)
 
 # %% [markdown]
-# ## Forty seconds of training
+# ## 40 seconds of training
 #
 # First some of your steps, to see that the loss falls. Then 40 seconds of `train_live`: the same five things in each step, with a learning rate that rises, then falls to zero, and a curve.
 
@@ -211,7 +211,7 @@ bits = nats / torch.log(torch.tensor(2.0)) / text.bytes_per_token
 print("bits per byte, step by step:", ", ".join(f"{b:.2f}" for b in bits))
 
 # %% tags=["nbval-ignore-output"]
-trained = train_live(model, text, minutes=minutes(2 / 3), sample_at=(13, 26))
+trained = train_live(model, text, minutes=minutes(40 / 60), sample_at=(13, 26))
 
 # %% [markdown]
 # ## What it knows
@@ -643,7 +643,7 @@ axes.set(xlabel="seconds", ylabel="bits per byte")
 plots.label_lines(axes)
 sections = [
     ("The model, and which part is whose", portrait.draw(parts, cfg)),
-    (f"Forty seconds of training: {measured:.2f} bits per byte on text it never saw", curve),
+    (f"40 seconds of training: {measured:.2f} bits per byte on text it never saw", curve),
     ("What it writes", sample),
     ("Five rungs: speed here, and cache", speeds),
     ("Two rungs, the same seconds", race),

@@ -61,6 +61,7 @@ SETTINGS = {
     "10_fp8_formats": {"3 dB": ("solutions/10_fp8_formats.py", "best - 3")},
     "11_fp8_gemm": {"error of 1e-3": ("minids/lab/exercises/l11.py", "tolerance=100,  # 1e-3")},
     "12_fp8_training": {"10%": ("solutions/12_fp8_training.py", "error > 0.1")},
+    "13_mini_deepseek": {"40 seconds": ("solutions/13_mini_deepseek.py", "minutes(40 / 60)")},
     "README.md": {"five minutes": ("Makefile", "--minutes 5")},
     "minids/bench/__main__.py": {"10 minutes": ("minids/bench/ladder.py", "MINUTES = 10.0")},
     "minids/bench/fp8.py": {"1%": ("minids/bench/fp8.py", "< 0.01")},

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from minids.fp8 import kernels, reference
 from minids.fp8 import quantize_kernels as quantisers
-from minids.lab.meter import call
+from minids.lab.traffic import call
 from minids.layers import silu_mul
 
 pytestmark = MARKS

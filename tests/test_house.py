@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import minids
-from minids import data, optim
+from minids import data, lab, optim
 
 ROOT = Path(__file__).parents[1]
 CODE_LINES, KERNEL_FILES_LINES = 3000, 1000  # of the core without its files of Triton kernels, and of those
@@ -204,6 +204,14 @@ def test_modules_load_when_they_are_first_used():
         with pytest.raises(AttributeError, match=f"no 'nothing'; it has .*{known}"):
             _ = module.nothing
         assert known in dir(module) and not any(name.startswith("_") for name in dir(module))
+
+
+def test_a_notebook_gets_the_same_from_lab_in_any_order():
+    alone = [f"from minids.lab import {name}; assert {name} is lab.{name}, {name}" for name in reversed(lab.__all__)]
+    modules = "; ".join(f"import minids.lab.{home or name}" for name, home in lab.HOMES.items())
+    same = "; ".join(f"assert callable(lab.{name}), {name!r}" for name, home in lab.HOMES.items() if home)
+    script = "\n".join([modules, "from minids import lab", *alone, same])
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_wheel_has_every_file_of_the_package():

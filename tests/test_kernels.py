@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_mode import DEVICE, DTYPES, MARKS, interpreted, on_a_gpu
 
 from minids import ModelConfig, Transformer, generate, layer_kernels, layers, triton_env
-from minids.lab.meter import call
+from minids.lab.traffic import call
 from minids.mla import MLA, LatentCache, kernels
 from minids.numerics import TOLERANCE, relative_error, seed_everything
 

@@ -14,7 +14,7 @@ from minids import ModelConfig, layers, loss_kernels, run
 from minids.fp8 import layer as fp8_layer
 from minids.functions import LinearCrossEntropy
 from minids.lab import compiled
-from minids.lab.meter import call
+from minids.lab.traffic import call
 from minids.mla import layer as mla_layer
 from minids.moe import layer as moe_layer
 from minids.numerics import TOLERANCE, relative_error, seed_everything

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minids import accounting, triton_env
-from minids.lab.meter import Meter, call, meter
+from minids.lab.traffic import Meter, call, meter
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")

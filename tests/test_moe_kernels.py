@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernel_mode import DEVICE, DTYPES, MARKS, interpreted, on_a_gpu
 
 from minids import ModelConfig
-from minids.lab.meter import meter
+from minids.lab.traffic import meter
 from minids.moe import Experts, MoE, dispatch_kernels, kernels, reference
 from minids.numerics import TOLERANCE, relative_error, seed_everything
 

@@ -21,7 +21,7 @@ import numpy as np
 from minids import triton_env
 from minids.lab import compare, compilable, meter_hooks, sandbox
 from minids.lab.exercise import each, leaves
-from minids.lab.meter import meter
+from minids.lab.traffic import meter
 
 SLACK = 1.05
 ON_GPU = (

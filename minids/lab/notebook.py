@@ -1,4 +1,4 @@
-"""What a notebook calls: check(fn) says whether an answer is right, and if not, why; hint, status and mine beside it.
+"""What a notebook calls: check(fn) says whether an answer is right, and if not, why; hint, status, mine, example.
 
     my_rms_norm = check(rms_norm)          # 01.1 rms_norm: PASS
 
@@ -37,6 +37,19 @@ def check(answer, name=None):
         outcome.details.append(f"the cells below use the reference; for help: hint({exercise.name!r})")
     report(outcome)
     return answer if outcome.verdict == PASS else exercises.reference(exercise.id)
+
+
+def example(answer, name):
+    """Show the verdict of exercise `name` ("00.1") on `answer`, marked as an example; nothing is kept.
+
+    A line that BEGINS with an exercise's number is about the learner's own answer, and the course's tests read it so.
+    Raises ValueError where there is no such exercise.
+    """
+    exercise = exercises.find(name)
+    if exercise is None:
+        raise ValueError(f"example: there is no exercise {name!r}")
+    outcome = judge(exercise, answer)
+    show(f"example → {outcome.line}", outcome.details, outcome.diagnosis, outcome.verdict)
 
 
 def judged(exercise, answer):
