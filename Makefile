@@ -30,7 +30,7 @@ setup: $(READY)
 
 lab: $(READY)
 	-@$(BIN)/python -m minids.lab.landing
-	JUPYTER_CONFIG_PATH="$(CURDIR)/minids/lab/jupyter_conf" $(BIN)/python -m jupyter lab $(LAB_ARGS)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/minids/lab/jupyter_conf" $(BIN)/python -m jupyterlab $(LAB_ARGS)
 
 test: $(READY)
 	$(BIN)/python -m ruff check minids tests solutions/*.py

@@ -62,7 +62,7 @@ def start(folder, log):
         f"--LabApp.workspaces_dir={own / 'workspaces'}",
         f"--LabApp.user_settings_dir={settings(own / 'settings')}",
     ]
-    command = [sys.executable, "-m", "jupyter", "lab", *options, "--expose-app-in-browser"]
+    command = [sys.executable, "-m", "jupyterlab", *options, "--expose-app-in-browser"]
     server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
     address, began = f"http://127.0.0.1:{port}", time.monotonic()
     while server.poll() is None and time.monotonic() - began < 120:

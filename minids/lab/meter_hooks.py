@@ -2,6 +2,7 @@
 
 The interpreter copies tensors to the host and gives the kernel their addresses; every access is an array of addresses
 and a mask. A hook counts the active lanes, finds those that no argument covers, and masks them off before the access.
+During a launch each tensor lies by itself, so that what is beyond one is never another, by chance, in some runs.
 """
 
 import linecache
@@ -11,8 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from minids import triton_env
+
+APART = 2**20  # bytes before and behind each tensor
 
 
 @dataclass
@@ -192,8 +196,23 @@ def _arguments(original, executor, args_dev, kwargs):
         parts = {f"{name}[{i}]": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
         parts = {name: getattr(part, "base", part) for name, part in parts.items()}  # of a descriptor, a reinterpret
         tensors |= {name: part for name, part in parts.items() if hasattr(part, "data_ptr")}
+    given = {id(value) for value in (*args_dev, *kwargs.values())}
+    _lay_apart([part for part in tensors.values() if id(part) not in given])
     _launches[-1].cover(tensors)
     return host_args, host_kwargs
+
+
+def _lay_apart(tensors):
+    """Copy the host's tensors to memory with room around it; the interpreter copies them back after the launch."""
+    copies = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if size := storage.nbytes():
+            if storage.data_ptr() not in copies:
+                room = np.empty(size + 2 * APART, np.uint8)
+                copy = torch.frombuffer(room, dtype=torch.uint8, count=size, offset=APART).untyped_storage()
+                copies[storage.data_ptr()] = copy.copy_(storage)
+            tensor.set_(copies[storage.data_ptr()], tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _program(original, x, y, z):
