@@ -243,18 +243,6 @@ def test_a_backward_pass_gets_fresh_inputs_each_round():
     assert torch.equal(one.inputs[0], inputs[0])
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """A device whose clock is the wall's, and whose peaks are made up: what a GPU's run does besides its kernels."""
-
-    def make(self, quick):
-        self.cuda, self.where, self.name = False, torch.device("cpu"), "NVIDIA H200"
-        self.clock, self.copy, self.matmul, self.published = harness.wall_clock, 1e12, 1e15, "H200"
-
-    monkeypatch.setattr(gpu.Device, "__init__", make)
-    monkeypatch.setattr(gpu.Device, "settings", lambda self: {})
-
-
 def test_a_timed_run_has_figures_of_every_side(timed):
     for suite in (mla, layers):
         saved = []

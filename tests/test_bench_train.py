@@ -26,18 +26,6 @@ def sides(small):
     return train_step.Sides(gpu.Device(quick=True), "tiny", 2, 16)
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """A device whose clock is the wall's, and whose peaks are made up."""
-
-    def make(self, quick):
-        self.cuda, self.where, self.name = False, torch.device("cpu"), "NVIDIA H200"
-        self.clock, self.copy, self.matmul, self.published = harness.wall_clock, 1e12, 1e15, "H200"
-
-    monkeypatch.setattr(gpu.Device, "__init__", make)
-    monkeypatch.setattr(gpu.Device, "settings", lambda self: {})
-
-
 def test_quick_runs_every_side(tmp_path, capsys):
     command.main(["train", "--quick", "--json", str(tmp_path / "out.json")])
     outcome = json.loads((tmp_path / "out.json").read_text())["train"]
