@@ -36,7 +36,7 @@ test: $(READY)
 	$(BIN)/python -m ruff check minids tests solutions/*.py
 	$(BIN)/python -m ruff format --check minids tests
 	$(BIN)/python -m minids.lab.build --check
-	$(APART) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(APART) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 	$(APART) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
 		--nbval-cell-timeout 300 --nbval-kernel-startup-timeout 300 -n 2 --dist loadscope solutions
 
