@@ -37,7 +37,8 @@ def save(folder, step, tensors, meta, keep=2):
         sweep(home)
         temporary.mkdir()
         write(temporary, step, tensors, meta)
-        put(temporary, home / name_of(step))
+        discard(home / name_of(step), successor=temporary)
+        sync(home)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(explain(error, home, step, tensors)) from None
@@ -52,13 +53,6 @@ def write(path, step, tensors, meta):
     state = {"step": step, "meta": meta, "tensors": digest(path / TENSORS)}
     write_json(path / STATE, {**state, "state": digest_of_json(state)})
     sync(path)
-
-
-def put(temporary, path):
-    """Rename a finished checkpoint to `path`; one of that step that is there is damaged: a run goes on behind it."""
-    discard(path)
-    os.replace(temporary, path)
-    sync(path.parent)
 
 
 def load_latest(folder):
@@ -143,12 +137,17 @@ def candidates(home):
     return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))
 
 
-def discard(path):
-    """Delete a checkpoint, under a temporary name first, so that a kill leaves no half of it."""
+def discard(path, successor=None):
+    """Delete a checkpoint, under a temporary name first, so that a kill leaves no half of it.
+
+    Where there is a finished `successor` it has taken the name before anything is deleted.
+    """
+    doomed = path.with_name(f"{TEMPORARY}discarded-{path.name}")
     if path.exists():
-        doomed = path.with_name(f"{TEMPORARY}discarded-{path.name}")
         os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    if successor:
+        os.replace(successor, path)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(home):

@@ -122,8 +122,9 @@ def heldout_acceptance(model, tokenizer, corpus, seq_len, windows=32):
     For k = 1 that is what `speculate` would accept along the held-out text (V3 reports 85 to 90% along what it writes).
     Measured on `windows` of `seq_len` tokens, at equal distances; [] where the text is shorter than the modules look.
     """
-    tokens, hits = encode_files(tokenizer, corpus.heldout), [0.0] * len(model.mtp)
-    if not hits or len(tokens) <= len(hits):
+    hits = [0.0] * len(model.mtp)
+    tokens = encode_files(tokenizer, corpus.heldout) if hits else []
+    if len(tokens) <= len(hits):
         return []
     last = max(0, len(tokens) - seq_len)
     with evaluating(model):

@@ -595,9 +595,10 @@ runs = {
     "quantising x": lambda: reference.quantize_tiles(x),
 }
 if triton_env.mode() != "gpu":
-    quick = machine.race({"few": lambda: scaled_mm(16)}, 1)["few"] < 0.05
-    runs |= {"torch._scaled_mm": lambda: scaled_mm(size)} if quick else {}
-    print("" if quick else "torch._scaled_mm is slow here, and left out\n", end="")
+    if machine.race({"few": lambda: scaled_mm(16)}, 1)["few"] < 0.05:
+        runs["torch._scaled_mm"] = lambda: scaled_mm(size)
+    else:
+        print("torch._scaled_mm is slow here, and left out")
     for name, seconds in machine.race(runs).items():
         print(f"{name:17} {1e3 * seconds:6.1f} ms")
 

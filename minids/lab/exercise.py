@@ -64,7 +64,7 @@ class Exercise:
     launch: object = None  # (kernel, *arguments of the reference) -> the result
     traffic: object = None  # (*arguments of the reference) -> the fewest bytes that a launch can move
     wrongs: list = field(default_factory=list)
-    observed: dict = field(default_factory=dict, repr=False)  # what known wrong answers do, see diagnose.py
+    observed: dict = field(default_factory=dict, repr=False)  # what known wrong answers do, see observe.py
     draw: object = None
 
     def __post_init__(self):
